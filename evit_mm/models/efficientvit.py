@@ -1,0 +1,431 @@
+"""EfficientViT of Microsoft Research (CVPR 2023, arXiv 2305.07027), not MIT's of the same name.
+
+Read from the leaves to the root: variants, stem, block, downsampling, stage, backbone.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoint import LAYOUTS, load_backbone_weights, translate_backbone_state
+from ..errors import ConfigError
+from .attention import CascadedGroupAttention
+from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite
+
+__all__ = ['ARCHS', 'Arch', 'EfficientViT']
+
+STEM_STRIDES = (2, 4, 8, 16)
+STAGE_STRIDES = (16, 32, 64)
+NUM_STAGES = len(STAGE_STRIDES)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """What distinguishes one variant from another; per stage unless said otherwise.
+
+    Attributes:
+        embed_dims: Channels.
+        depths: Blocks.
+        num_heads: Heads of the attention; each must divide its stage's channels.
+        key_dims: Channels of each head's query and key.
+        kernel_sizes: Side of the query's depthwise kernel, per head, shared by the stages.
+        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    key_dims: tuple[int, ...] = (16, 16, 16)
+    kernel_sizes: tuple[int, ...] = (7, 5, 3, 3)
+    ffn_ratio: float = 2
+
+    def __post_init__(self) -> None:
+        for name in ('embed_dims', 'depths', 'num_heads', 'key_dims'):
+            values = getattr(self, name)
+            if len(values) != NUM_STAGES or any(value < 1 for value in values):
+                raise ConfigError(f'arch: {name}={values} must be {NUM_STAGES} positive numbers, '
+                                  'one per stage')
+        for channels, heads in zip(self.embed_dims, self.num_heads, strict=True):
+            if channels % heads:
+                raise ConfigError(f'arch: embed_dims={self.embed_dims} must be divisible by '
+                                  f'num_heads={self.num_heads}, but {heads} does not divide '
+                                  f'{channels}')
+        if self.embed_dims[0] % 8:
+            raise ConfigError(f'arch: embed_dims[0]={self.embed_dims[0]} must be a multiple of 8, '
+                              'because the stem starts with an eighth of it')
+        if len(self.kernel_sizes) < max(self.num_heads):
+            raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} has fewer entries than the '
+                              f'largest of num_heads={self.num_heads}')
+        if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
+        if self.ffn_ratio <= 0:
+            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio} must be positive')
+
+    @classmethod
+    def of(cls, arch: 'str | Mapping[str, Any] | Arch') -> 'Arch':
+        """The architecture behind a variant's name or a dict of one's own."""
+        if isinstance(arch, cls):
+            return arch
+        if isinstance(arch, str):
+            if arch.lower() not in ARCHS:
+                raise ConfigError(f'arch={arch!r} is unknown: choose one of {", ".join(ARCHS)}, '
+                                  'or give a dict with embed_dims, depths and num_heads')
+            return ARCHS[arch.lower()]
+        if not isinstance(arch, Mapping):
+            raise ConfigError(f'arch={arch!r} must be one of {", ".join(ARCHS)}, or a dict')
+        known = list(cls.__dataclass_fields__)
+        unknown = [key for key in arch if key not in known]
+        missing = [key for key in known[:3] if key not in arch]
+        if unknown or missing:
+            raise ConfigError(f'arch={dict(arch)!r}: unknown keys {unknown}, missing keys '
+                              f'{missing}; the keys are {known}, the first three are needed')
+        fields: dict[str, Any] = {key: value if key == 'ffn_ratio' else tuple(value)
+                                  for key, value in arch.items()}
+        return cls(**fields)
+
+
+_M4 = Arch(embed_dims=(128, 256, 384), depths=(1, 2, 3), num_heads=(4, 4, 4))
+
+ARCHS: dict[str, Arch] = {
+    # The published detection code gives M0 the kernels of the others, which its own weights
+    # do not fit; these are the ones that it was trained with.
+    'm0': replace(_M4, embed_dims=(64, 128, 192), kernel_sizes=(5, 5, 5, 5)),
+    'm1': replace(_M4, embed_dims=(128, 144, 192), num_heads=(2, 3, 3)),
+    'm2': replace(_M4, embed_dims=(128, 192, 224), num_heads=(4, 3, 2)),
+    'm3': replace(_M4, embed_dims=(128, 240, 320), num_heads=(4, 3, 4), kernel_sizes=(5, 5, 5, 5)),
+    'm4': _M4,
+    'm5': replace(_M4, embed_dims=(192, 288, 384), depths=(1, 3, 4), num_heads=(3, 3, 4)),
+}
+"""Table 2 of the paper: the published variants."""
+
+
+class Stem(nn.ModuleList):
+    """Four 3x3 convolutions of stride 2: strides 2, 4, 8 and 16."""
+
+    def __init__(self, embed_dims: int, *, norm_cfg: dict) -> None:
+        self.out_channels = tuple(embed_dims // divisor for divisor in (8, 4, 2, 1))
+        channels = (3, *self.out_channels)
+        super().__init__(ConvNorm(channels[i], channels[i + 1], 3, stride=2, norm_cfg=norm_cfg)
+                         for i in range(len(STEM_STRIDES)))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map (B, 3, H, W) to the features at strides 2, 4, 8 (after ReLU) and 16 (before any)."""
+        features: list[Tensor] = []
+        x = image
+        for layer in self:
+            x = layer(x)
+            if len(features) < len(STEM_STRIDES) - 1:
+                x = torch.relu(x)
+            features.append(x)
+        return features
+
+
+class Block(nn.Module):
+    """The sandwich: depthwise conv and FFN, attention, depthwise conv and FFN, all residual."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int, num_heads: int, key_dim: int,
+                 window_size: int, kernel_sizes: Sequence[int], *, drop_path_rate: float,
+                 norm_cfg: dict) -> None:
+        super().__init__()
+        self.dw_conv1 = DepthwiseConvNorm(embed_dims, norm_cfg=norm_cfg, zero_init=True)
+        self.ffn1 = FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg)
+        self.attn = CascadedGroupAttention(embed_dims, num_heads, key_dim, window_size,
+                                           kernel_sizes, norm_cfg=norm_cfg)
+        self.dw_conv2 = DepthwiseConvNorm(embed_dims, norm_cfg=norm_cfg, zero_init=True)
+        self.ffn2 = FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        for branch in (self.dw_conv1, self.ffn1, self.attn, self.dw_conv2, self.ffn2):
+            x = x + self.drop_path(branch(x))
+        return x
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution through an inverted bottleneck with squeeze-excitation."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm_cfg: dict) -> None:
+        super().__init__()
+        hidden = in_channels * 4
+        self.expand = ConvNorm(in_channels, hidden, norm_cfg=norm_cfg)
+        self.depthwise = DepthwiseConvNorm(hidden, stride=2, norm_cfg=norm_cfg)
+        self.squeeze_excite = SqueezeExcite(hidden, hidden // 4)
+        self.project = ConvNorm(hidden, out_channels, norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
+        x = torch.relu(self.depthwise(torch.relu(self.expand(x))))
+        return self.project(self.squeeze_excite(x))
+
+
+class Downsample(nn.Module):
+    """What leads from one stage to the next: patch merging between two half sandwiches."""
+
+    def __init__(self, in_channels: int, out_channels: int, ffn_ratio: float, *,
+                 norm_cfg: dict) -> None:
+        super().__init__()
+        self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
+        self.ffn1 = FeedForward(in_channels, int(in_channels * ffn_ratio), norm_cfg=norm_cfg)
+        self.merging = PatchMerging(in_channels, out_channels, norm_cfg=norm_cfg)
+        self.dw_conv2 = DepthwiseConvNorm(out_channels, norm_cfg=norm_cfg, zero_init=True)
+        self.ffn2 = FeedForward(out_channels, int(out_channels * ffn_ratio), norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
+        x = x + self.dw_conv1(x)
+        x = self.merging(x + self.ffn1(x))
+        x = x + self.dw_conv2(x)
+        return x + self.ffn2(x)
+
+
+class Stage(nn.Module):
+    """Downsampling, except in the first stage, and blocks."""
+
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[Block], *,
+                 with_cp: bool) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the previous stage's features to this one's."""
+        steps = [*self.blocks] if self.downsample is None else [self.downsample, *self.blocks]
+        for step in steps:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = _checkpointed(step, x)
+            else:
+                x = step(x)
+        return x
+
+
+def _checkpointed(step: nn.Module, x: Tensor) -> Tensor:
+    """Run ``step`` without keeping its activations; the backward pass runs it again.
+
+    Non-reentrant, because the other kind breaks under DistributedDataParallel. The second run
+    must not count in the running statistics of BN.
+    """
+    return checkpoint(step, x, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), _frozen_statistics(step)))
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
+
+
+@MODELS.register_module()
+class EfficientViT(BaseModule):
+    """The multi-stage backbone: feature maps at strides 16, 32 and 64, for any image size.
+
+    Args:
+        arch: ``'m0'`` to ``'m5'``, or a dict with the fields of `Arch`.
+        out_indices: Which stages' maps to return; stages 0, 1 and 2 have strides 16, 32 and 64.
+            Stages behind the last one are not built.
+        stem_strides: Which of the stem's strides 4 and 8 to return too, before the stages' maps;
+            a plain FPN can start there. They have a quarter and a half of the first stage's
+            channels.
+        frozen_stages: Freeze the stem (0), the stem and the first stage (1), and so on up to 3;
+            -1 freezes nothing. A stage's downsampling belongs to it.
+        norm_eval: Keep the statistics of BN as they are while training, as fine-tuning of the
+            published detectors does. Its scale and shift still learn. Leave it off when training
+            from random weights.
+        norm_cfg: The normalisation, in mmcv's form.
+        window_sizes: Side of the attention windows, one for all stages or one per stage. Bias
+            tables of other windows are resized when weights are loaded.
+        drop_path_rate: Stochastic depth of the last block; earlier blocks get less, linearly.
+        with_cp: Recompute activations in the backward pass to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights of any known
+            layout and fails on what it can't explain; otherwise as in mmengine.
+
+    Attributes:
+        out_channels (tuple[int]): Channels of each returned map.
+        out_strides (tuple[int]): Stride of each returned map.
+
+    Raises:
+        ConfigError: If an argument can't work; the message names the value and the choices.
+    """
+
+    def __init__(self,
+                 arch: str | Mapping[str, Any] | Arch = 'm4',
+                 out_indices: Sequence[int] = (0, 1, 2),
+                 stem_strides: Sequence[int] = (),
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 norm_cfg: dict | None = None,
+                 window_sizes: int | Sequence[int] = 7,
+                 drop_path_rate: float = 0.0,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.arch = Arch.of(arch)
+        self.arch_name = arch if isinstance(arch, str) else 'custom'
+        self.out_indices = _checked_indices('out_indices', out_indices, range(NUM_STAGES))
+        self.stem_strides = _checked_indices('stem_strides', stem_strides, (4, 8))
+        if not self.out_indices:
+            raise ConfigError('out_indices is empty: name at least one of the stages 0, 1 and 2')
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ConfigError(f'frozen_stages={frozen_stages!r} must be -1 (nothing), 0 (the stem) '
+                              f'or 1 to {NUM_STAGES} (stem and stages)')
+        if not 0 <= drop_path_rate < 1:
+            raise ConfigError(f'drop_path_rate={drop_path_rate!r} must be in [0, 1)')
+        self.window_sizes = _checked_windows(window_sizes)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        norm_cfg = norm_cfg or dict(type='BN')
+
+        dims, heads = self.arch.embed_dims, self.arch.num_heads
+        drop_rates = torch.linspace(0, drop_path_rate, sum(self.arch.depths)).tolist()
+        self.stem = Stem(dims[0], norm_cfg=norm_cfg)
+        self.stages = nn.ModuleList()
+        for i in range(self.out_indices[-1] + 1):
+            downsample = Downsample(dims[i - 1], dims[i], self.arch.ffn_ratio,
+                                    norm_cfg=norm_cfg) if i else None
+            blocks = [Block(dims[i], int(dims[i] * self.arch.ffn_ratio), heads[i],
+                            self.arch.key_dims[i], self.window_sizes[i], self.arch.kernel_sizes,
+                            drop_path_rate=drop_rates.pop(0), norm_cfg=norm_cfg)
+                      for _ in range(self.arch.depths[i])]
+            self.stages.append(Stage(downsample, blocks, with_cp=with_cp))
+
+        stem = dict(zip(STEM_STRIDES, self.stem.out_channels, strict=True))
+        self.out_channels = (tuple(stem[stride] for stride in self.stem_strides)
+                             + tuple(dims[i] for i in self.out_indices))
+        self.out_strides = self.stem_strides + tuple(STAGE_STRIDES[i] for i in self.out_indices)
+        self.register_load_state_dict_pre_hook(_accept_published_layouts)
+        self._freeze()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            image: (B, 3, H, W) of any height and width.
+
+        Returns:
+            tuple[Tensor]: The stem's maps that ``stem_strides`` asks for, then the stages' maps
+            of ``out_indices``; a map of stride s has ceil(H / s) rows and ceil(W / s) columns.
+        """
+        stem = self.stem(image)
+        outputs = [stem[STEM_STRIDES.index(stride)] for stride in self.stem_strides]
+        x = stem[-1]
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> 'EfficientViT':
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Load the weights that ``init_cfg`` names, and log what became of every tensor.
+
+        Raises:
+            CheckpointError: If they can't be had, or do not fit.
+        """
+        pretrained = self.init_cfg
+        if not (isinstance(pretrained, Mapping) and pretrained.get('type') == 'Pretrained'):
+            super().init_weights()
+            return
+        source = pretrained['checkpoint']
+        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        report = load_backbone_weights(self, loaded, source=source, describe=describe_weights)
+        print_log(f'EfficientViT: {source}: {report}', logger='current', level=logging.INFO)
+        self._is_init = True
+
+    def _freeze(self) -> None:
+        frozen = [self.stem, *self.stages][:self.frozen_stages + 1]
+        for module in frozen:
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad = False
+
+
+def _accept_published_layouts(module: nn.Module, state_dict: dict, prefix: str,
+                              *_: Any) -> None:
+    """Let every `load_state_dict` take every published layout, whatever contains the backbone."""
+    own = {key: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
+    translated, report = translate_backbone_state(
+        {key.removeprefix(prefix): value for key, value in own.items()}, module.state_dict())
+    for key in own:
+        del state_dict[key]
+    state_dict.update({prefix + key: value for key, value in translated.items()})
+    if report.layout != LAYOUTS[0].name or report.resized:
+        print_log(f'{prefix or "EfficientViT: "}{report}', logger='current', level=logging.INFO)
+
+
+def describe_weights(state: Mapping[str, Tensor]) -> str:
+    """Say which variant a backbone's state dict of any known layout holds."""
+    for layout in LAYOUTS:
+        found = _widths_and_depths(state, layout.published_key)
+        if found is None:
+            continue
+        for name, arch in ARCHS.items():
+            if found == (arch.embed_dims, arch.depths, arch.num_heads, arch.kernel_sizes[0]):
+                return f'{name} in the {layout.name} layout'
+        return f'a variant of its own with embed_dims={found[0]} in the {layout.name} layout'
+    return 'another model'
+
+
+def _widths_and_depths(state: Mapping[str, Tensor], published_key: Callable[[str], str]
+                       ) -> tuple[Any, ...] | None:
+    block = 'stages.{}.blocks.{}.attn.'
+    dims, depths, heads = [], [], []
+    for i in range(NUM_STAGES):
+        depth = 0
+        while published_key(block.format(i, depth) + 'proj.conv.weight') in state:
+            depth += 1
+        if not depth:
+            return None
+        depths.append(depth)
+        dims.append(state[published_key(block.format(i, 0) + 'proj.conv.weight')].shape[0])
+        heads.append(state[published_key(block.format(i, 0) + 'attention_biases')].shape[0])
+    kernel = state[published_key(block.format(0, 0) + 'query_conv.0.conv.weight')].shape[-1]
+    return tuple(dims), tuple(depths), tuple(heads), kernel
+
+
+def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:
+    values = (values,) if isinstance(values, int) else tuple(values)
+    if any(value not in choices for value in values):
+        raise ConfigError(f'{name}={values} is out of range: choose from {list(choices)}')
+    if list(values) != sorted(set(values)):
+        raise ConfigError(f'{name}={values} must rise, without repeats')
+    return values
+
+
+def _checked_windows(window_sizes: int | Sequence[int]) -> tuple[int, ...]:
+    windows = ((window_sizes,) * NUM_STAGES if isinstance(window_sizes, int)
+               else tuple(window_sizes))
+    if len(windows) != NUM_STAGES or any(size < 1 for size in windows):
+        raise ConfigError(f'window_sizes={window_sizes!r} must be one positive number, or '
+                          f'{NUM_STAGES} of them, one per stage')
+    return windows
