@@ -1,0 +1,11 @@
+"""12 epochs with AdamW, as the published detectors were trained, and what every config needs."""
+
+_base_ = 'mmdet::_base_/schedules/schedule_1x.py'
+
+custom_imports = dict(imports=['evit_mm.detection'], allow_failed_imports=False)
+
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(custom_keys={'attention_biases': dict(decay_mult=0.0)}))

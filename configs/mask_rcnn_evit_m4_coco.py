@@ -1,0 +1,26 @@
+"""Mask R-CNN on EfficientViT-M4, COCO, 12 epochs: the protocol of the published detector."""
+
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    './_base_/schedule_1x_adamw.py',
+    'mmdet::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='EfficientViT',
+        arch='m4',
+        norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
+            'download/v1.0/efficientvit_m4.pth')),
+    neck=dict(
+        _delete_=True,
+        type='EfficientViTFPN',
+        in_channels=[128, 256, 384],
+        out_channels=256,
+        num_extra_trans_convs=2,  # strides 8 and 4
+        num_outs=5))  # strides 4 to 64

@@ -1,0 +1,11 @@
+"""RetinaNet on EfficientViT-M1, COCO, 12 epochs."""
+
+_base_ = './retinanet_evit_m4_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='m1',
+        init_cfg=dict(
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
+            'download/v1.0/efficientvit_m1.pth')),
+    neck=dict(in_channels=[128, 144, 192]))

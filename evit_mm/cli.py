@@ -1,0 +1,100 @@
+"""The flags of the tools, and how a tool ends."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmengine.config import DictAction
+
+from .errors import UserError
+
+__all__ = ['run_tool', 'test_parser', 'train_parser']
+
+
+class _ConfigOptions(DictAction):
+    """mmengine's KEY=VALUE pairs, with a sentence instead of a traceback for a malformed one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        wrong = [value for value in values if '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE pairs, but got {" ".join(wrong)}')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            parser.error(f'{option_string} {" ".join(values)}: {error}')
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The flags of tools/train.py; MMDetection's, and --data-root, --seed, --from-scratch."""
+    parser = argparse.ArgumentParser(
+        prog='train.py', description='Train a detector or segmentor.')
+    parser.add_argument('config', help='config file')
+    _add_common_flags(parser, work_dir='where logs and checkpoints go')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='PATH',
+                        help='resume from PATH, or from the latest checkpoint of the work dir')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the batch size')
+    parser.add_argument('--from-scratch', action='store_true',
+                        help='random weights, and BN that learns its statistics')
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """The flags of tools/test.py; MMDetection's, and --data-root, --seed."""
+    parser = argparse.ArgumentParser(prog='test.py', description='Test a detector or segmentor.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    _add_common_flags(parser, work_dir='where logs and metrics go')
+    parser.add_argument('--out', metavar='FILE',
+                        help='store predictions: a .pkl file for detection, a folder for '
+                        'segmentation')
+    parser.add_argument('--show-dir', metavar='DIR',
+                        help='write pictures of predictions beside the truth')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser
+
+
+def run_tool(parser: argparse.ArgumentParser, action: Callable[[argparse.Namespace], Any],
+             arguments: Sequence[str] | None = None) -> int:
+    """Parse, act, and turn a user's mistake into one sentence.
+
+    Set EVIT_MM_TRACEBACK=1 to see where a sentence came from.
+
+    Returns:
+        int: The exit status: 0, 2 after a user's mistake, 130 after an interruption.
+    """
+    # Said by setuptools about mmengine, at every import.
+    warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
+    options = parser.parse_args(arguments)
+    if getattr(options, 'local_rank', None) is not None:
+        os.environ.setdefault('LOCAL_RANK', str(options.local_rank))
+    try:
+        action(options)
+    except UserError as error:
+        if os.environ.get('EVIT_MM_TRACEBACK'):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('stopped; what was saved is kept', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _add_common_flags(parser: argparse.ArgumentParser, *, work_dir: str) -> None:
+    parser.add_argument('--work-dir', metavar='DIR', help=work_dir)
+    parser.add_argument('--data-root', metavar='DIR',
+                        help='folder that replaces the data_root of every data set and evaluator')
+    parser.add_argument('--seed', type=int, help='seed of all random numbers')
+    parser.add_argument('--cfg-options', nargs='+', action=_ConfigOptions, metavar='KEY=VALUE',
+                        help='change values of the config, such as '
+                        'train_dataloader.batch_size=4 or a.b="[1,2]"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='who starts the processes')
+    # Launchers pass either spelling.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)

@@ -1,0 +1,144 @@
+"""Train and test a config: edit it, check everything, then hand over to mmengine's runner."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ..errors import ConfigError, UserError
+from . import configure, preflight
+from .hooks import MeanLossHook  # noqa: F401  (registered by name)
+from .launch import prepare_processes
+
+__all__ = ['test', 'train']
+
+
+def train(options: Namespace) -> None:
+    """Train the config that ``options.config`` names; see `evit_mm.cli.train_parser`.
+
+    Raises:
+        UserError: If a mistake is found, always before the first step.
+    """
+    config = _common_config(options)
+    if options.from_scratch:
+        configure.learn_from_scratch(config)
+    if options.amp:
+        configure.use_amp(config)
+    if options.auto_scale_lr:
+        if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        config.auto_scale_lr['enable'] = True
+    checkpoint, purpose = _starting_point(config, options.resume)
+    if purpose == 'resume':
+        configure.without_pretrained_weights(config)
+    preflight.check_files(config.train_dataloader)
+    if config.get('val_dataloader'):
+        preflight.check_files(config.val_dataloader)
+
+    runner = _build_runner(config)
+    preflight.log_batch_size(config, runner.world_size)
+    if checkpoint:
+        preflight.check_checkpoint(_plain_model(runner), checkpoint, purpose=purpose)
+    _check_data(runner, 'train', runner.train_dataloader.dataset)
+    if config.get('val_dataloader'):
+        _check_data(runner, 'val', runner.val_dataloader.dataset)
+    runner.train()
+
+
+def test(options: Namespace) -> dict[str, float]:
+    """Test ``options.checkpoint`` on the config's test data; see `evit_mm.cli.test_parser`.
+
+    Returns:
+        dict: The metrics by name.
+
+    Raises:
+        UserError: If a mistake is found, always before the first image.
+    """
+    config = _common_config(options)
+    config.load_from = options.checkpoint
+    config.resume = False
+    if options.show_dir:
+        configure.draw_predictions(config, options.show_dir)
+    if options.tta:
+        configure.add_test_time_augmentation(config)
+    if options.out:
+        _store_predictions(config, options.out)
+    preflight.check_files(config.test_dataloader)
+
+    runner = _build_runner(config)
+    preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
+    _check_data(runner, 'test', runner.test_dataloader.dataset)
+    return runner.test()
+
+
+def _common_config(options: Namespace) -> Config:
+    config = configure.load_config(options.config, options.cfg_options)
+    if options.data_root:
+        configure.set_data_root(config, options.data_root)
+    if options.work_dir:
+        config.work_dir = options.work_dir
+    elif not config.get('work_dir'):
+        config.work_dir = str(Path('work_dirs') / Path(options.config).stem)
+    _check_work_dir(Path(config.work_dir))
+    if options.seed is not None:
+        config.randomness = dict(config.get('randomness') or {}, seed=options.seed)
+    prepare_processes(config, options.launcher)
+    return config
+
+
+def _check_work_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the work directory {folder} can\'t be made ({error.strerror}): name '
+                        'another with --work-dir') from error
+
+
+def _starting_point(config: Config, resume: str | None) -> tuple[str | None, str]:
+    """The checkpoint to start from, if any, and whether to resume it or to fine-tune it."""
+    if resume == 'auto':
+        config.resume, config.load_from = True, None
+    elif resume:
+        config.resume, config.load_from = True, resume
+    if not config.get('resume'):
+        return config.get('load_from'), 'finetune'
+    checkpoint = config.get('load_from') or find_latest_checkpoint(config.work_dir)
+    return checkpoint, 'resume' if checkpoint else 'finetune'
+
+
+def _build_runner(config: Config) -> Runner:
+    try:
+        return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AssertionError, ImportError, ValueError) as error:
+        text = ' '.join(str(error.args[0] if error.args else error).split())
+        raise ConfigError(f'the config can\'t be built: {text}') from error
+
+
+def _check_data(runner: Runner, name: str, dataset: Any) -> None:
+    preflight.check_dataset(dataset, name)
+    preflight.check_classes(_plain_model(runner), dataset, name)
+
+
+def _plain_model(runner: Runner) -> Any:
+    """The detector or segmentor inside what distributes it or augments its tests."""
+    model = runner.model
+    while hasattr(model, 'module'):
+        model = model.module
+    return model
+
+
+def _store_predictions(config: Config, out: str) -> None:
+    evaluators = config.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
+    if config.get('default_scope') == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise UserError(f'--out {out}: name a .pkl file for the predictions')
+        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+    else:
+        evaluators[0].update(output_dir=out, keep_results=True)
+    config.test_evaluator = evaluators

@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Train a detector or segmentor; `--help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from evit_mm.cli import run_tool, train_parser
+from evit_mm.engine import train
+
+if __name__ == '__main__':
+    sys.exit(run_tool(train_parser(), train))
