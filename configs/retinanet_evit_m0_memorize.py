@@ -58,6 +58,6 @@ param_scheduler = [
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.0), clip_grad=dict(max_norm=10.0))
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=steps))
+    logger=dict(interval=20, ignore_last=False), checkpoint=dict(by_epoch=False, interval=steps))
 log_processor = dict(by_epoch=False, window_size=20)
 auto_scale_lr = dict(base_batch_size=4)

@@ -4,7 +4,7 @@ import json
 import logging
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..models import EfficientViT
 from ..models.efficientvit import describe_weights
 from .configure import leaf_datasets
 
-__all__ = ['check_checkpoint', 'check_classes', 'check_dataset', 'check_files', 'log_batch_size']
+__all__ = ['built_dataset', 'check_checkpoint', 'check_classes', 'check_files',
+           'log_batch_size']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -96,19 +97,33 @@ def check_categories(path: Path, dataset: Mapping[str, Any]) -> None:
                           f'classes, which would mix up the labels; {mend}')
 
 
-def check_dataset(dataset: Any, name: str) -> None:
-    """Check a data set that is built: it has images, and they are there.
+def built_dataset(build: Callable[[], Any], name: str) -> Any:
+    """Build a data set and check it: it has images, and they are there.
 
     Args:
-        dataset: An mmengine data set.
+        build: Gives an mmengine data set.
         name: ``'train'``, ``'val'`` or ``'test'``, for the error.
 
     Raises:
-        UserError: If nothing is left to read, or an image file is missing.
+        UserError: If it can't be read, nothing is left to read, or an image file is missing.
     """
+    try:
+        dataset = build()
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AssertionError, IndexError, OSError) as error:
+        if 'at least one array to concatenate' not in str(error):  # an empty list of images
+            raise UserError(f'the {name} data set can\'t be read: {type(error).__name__}: '
+                            f'{_first_line(error)}') from error
+        dataset = []
     if len(dataset) == 0:
         raise UserError(f'the {name} data set has no images that can be used: its annotation file '
                         'lists none, or none has an object of the config\'s classes')
+    _check_images(dataset, name)
+    return dataset
+
+
+def _check_images(dataset: Any, name: str) -> None:
     listings: dict[str, set[str]] = {}
     missing: list[str] = []
     total = 0

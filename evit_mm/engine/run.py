@@ -1,6 +1,7 @@
 """Train and test a config: edit it, check everything, then hand over to mmengine's runner."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def train(options: Namespace) -> None:
     preflight.log_batch_size(config, runner.world_size)
     if checkpoint:
         preflight.check_checkpoint(_plain_model(runner), checkpoint, purpose=purpose)
-    _check_data(runner, 'train', runner.train_dataloader.dataset)
+    _check_data(runner, 'train', lambda: runner.train_dataloader.dataset)
     if config.get('val_dataloader'):
-        _check_data(runner, 'val', runner.val_dataloader.dataset)
+        _check_data(runner, 'val', lambda: runner.val_dataloader.dataset)
     runner.train()
 
 
@@ -70,7 +71,7 @@ def test(options: Namespace) -> dict[str, float]:
 
     runner = _build_runner(config)
     preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
-    _check_data(runner, 'test', runner.test_dataloader.dataset)
+    _check_data(runner, 'test', lambda: runner.test_dataloader.dataset)
     return runner.test()
 
 
@@ -119,8 +120,8 @@ def _build_runner(config: Config) -> Runner:
         raise ConfigError(f'the config can\'t be built: {text}') from error
 
 
-def _check_data(runner: Runner, name: str, dataset: Any) -> None:
-    preflight.check_dataset(dataset, name)
+def _check_data(runner: Runner, name: str, build: Callable[[], Any]) -> None:
+    dataset = preflight.built_dataset(build, name)
     preflight.check_classes(_plain_model(runner), dataset, name)
 
 

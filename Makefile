@@ -1,0 +1,61 @@
+# make demo   trains a small detector on generated images, tests it and draws what it sees
+# make test   lint, types and tests
+# Both make their own environment in .venv first. Needs Python 3.10 to 3.12, git and a package index.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := work_dirs/demo
+DEMO_CONFIG := configs/retinanet_evit_m0_shapes.py
+
+# The first Python that fits; `make PYTHON=/path/to/python3.11 demo` overrides it.
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test test-slow lint install lock clean
+.DELETE_ON_ERROR:
+
+demo: install
+	$(BIN)/python tools/prepare_data.py shapes --out data/shapes --layout coco
+	$(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --seed 0
+	$(BIN)/python tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) \
+		--show-dir $(DEMO)/pictures
+	@echo "Pictures, true boxes on the left and predicted ones on the right: $(DEMO)/pictures"
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+# pip takes over where uv can't reach the index, as pip alone reads pip's own configuration.
+$(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(FITS)" || { echo "error: evit-mm needs Python 3.10, \
+	3.11 or 3.12, and none was found: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements/bootstrap.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes \
+		-r requirements/lock.txt || \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
+
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate --quiet --upgrade
+lock: install
+	$(COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(COMPILE) requirements/lock.in --override requirements/overrides.txt \
+		--no-emit-package opencv-python -o requirements/lock.txt
+
+clean:
+	rm -rf $(VENV) work_dirs data/shapes .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,0 +1,153 @@
+"""Every tensor of a checkpoint is loaded, resized, dropped by name, or an error."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from evit_mm.checkpoint import (
+    LAYOUTS,
+    load_backbone_weights,
+    resize_attention_biases,
+    strip_containers,
+)
+from evit_mm.errors import CheckpointError
+from evit_mm.models import ARCHS, EfficientViT
+
+MICROSOFT = {layout.name: layout for layout in LAYOUTS}['Microsoft']
+
+
+def randomised(arch='m0', **options):
+    model = EfficientViT(arch, **options)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 1.0)
+    return model
+
+
+def as_published(model, windows=(7, 7, 4)):
+    """What the reference would save for these weights: its names, its extra entries."""
+    small = EfficientViT(model.arch, window_sizes=windows)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for key, value in small.state_dict().items():
+        if state[key].shape != value.shape:
+            state[key] = torch.randn(value.shape)
+    published = {MICROSOFT.published_key(key): value for key, value in state.items()}
+    for key in [key for key in published if key.endswith('attention_biases')]:
+        entries = published[key].shape[1]
+        published[key.replace('biases', 'bias_idxs')] = torch.zeros(entries, entries).long()
+    published.update({'head.l.weight': torch.zeros(1000, 8), 'head.l.bias': torch.zeros(1000)})
+    return published
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_names_are_the_published_ones(arch, golden):
+    published = golden.official_state(arch)
+    ours = EfficientViT(arch, window_sizes=(7, 7, 4)).state_dict()
+    table = MICROSOFT.table(ours)
+    assert len(table) == len(ours)  # no two of ours have one name
+    for key, name in table.items():
+        assert published[key].shape == tuple(ours[name].shape), (key, name)
+    rest = set(published) - set(table)
+    assert rest and all(MICROSOFT.is_dropped(key, 3) for key in rest)
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda state: state,
+    lambda state: {'model': state, 'epoch': 300},
+    lambda state: {'state_dict': state, 'meta': {}},
+    lambda state: {'state_dict': {f'module.{key}': value for key, value in state.items()}},
+    lambda state: {'state_dict': {f'backbone.{key}': value for key, value in state.items()}
+                   | {'neck.lateral_convs.0.conv.weight': torch.zeros(1)}},
+])
+def test_containers_and_prefixes(wrap):
+    source, target = randomised(), EfficientViT('m0')
+    report = load_backbone_weights(target, wrap(as_published(source)), source='file')
+    assert report.layout == 'Microsoft' and report.complete
+    assert len(report.loaded) == len(target.state_dict())
+    assert len(report.resized) == 3 and all('16 -> 49' in text for text in report.resized)
+    for key, value in source.state_dict().items():
+        if not (key.endswith('attention_biases') and key.startswith('stages.2')):
+            assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_tables_are_resized_as_images():
+    table = torch.randn(4, 16)
+    resized = resize_attention_biases(table, 7)
+    expected = F.interpolate(table.view(4, 1, 4, 4), size=(7, 7), mode='bicubic',
+                             align_corners=False).view(4, 49)
+    torch.testing.assert_close(resized, expected)
+    assert resize_attention_biases(resized, 7) is resized
+    assert resize_attention_biases(table.half(), 8).dtype == torch.float16
+    constant = resize_attention_biases(torch.full((2, 49), 3.0), 8)
+    torch.testing.assert_close(constant, torch.full((2, 64), 3.0))
+
+
+def test_mmengine_loads_every_layout_into_a_detector(tmp_path):
+    class Detector(BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone = EfficientViT('m0')
+            self.neck = nn.Linear(1, 1)
+
+    source = Detector()
+    source.backbone = randomised()
+    state = {f'backbone.{key}': value
+             for key, value in as_published(source.backbone, (7, 7, 7)).items()}
+    state.update({f'neck.{key}': value for key, value in source.neck.state_dict().items()})
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    target = Detector()
+    load_checkpoint(target, str(tmp_path / 'a.pth'), strict=True)
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_init_cfg_loads_and_reports(tmp_path, monkeypatch):
+    source = randomised()
+    torch.save({'model': as_published(source)}, tmp_path / 'm0.pth')
+    model = EfficientViT('m0', init_cfg=dict(type='Pretrained',
+                                             checkpoint=str(tmp_path / 'm0.pth')))
+    logged = []
+    monkeypatch.setattr('evit_mm.models.efficientvit.print_log',
+                        lambda text, **_: logged.append(text))
+    model.init_weights()
+    assert len(logged) == 1 and 'Microsoft layout: 686 tensors loaded (3 of them resized), ' \
+        '8 dropped, 0 missing' in logged[0]
+    key = 'stages.1.downsample.merging.squeeze_excite.reduce.bias'
+    assert torch.equal(model.state_dict()[key], source.state_dict()[key])
+
+
+def test_unexplained_missing_and_misshapen_tensors_are_errors():
+    target = EfficientViT('m0')
+    good = as_published(randomised())
+
+    def fails(state, *fragments):
+        before = {key: value.clone() for key, value in target.state_dict().items()}
+        with pytest.raises(CheckpointError) as error:
+            load_backbone_weights(target, state, source='some.pth')
+        assert all(fragment in str(error.value) for fragment in ('some.pth', *fragments)), error
+        assert all(torch.equal(before[key], value)
+                   for key, value in target.state_dict().items())  # all or nothing
+
+    fails({**good, 'blocks1.0.surprise': torch.zeros(1)}, 'unexpected', 'blocks1.0.surprise')
+    key = 'patch_embed.0.c.weight'
+    fails({k: v for k, v in good.items() if k != key}, 'missing', 'stem.0.conv.weight')
+    fails({**good, key: torch.zeros(9, 3, 3, 3)}, '(9, 3, 3, 3)', '(8, 3, 3, 3)')
+    fails({**good, 'blocks1.0.mixer.m.attn.attention_biases': torch.zeros(4, 48)}, '(4, 48)')
+    fails({'fc.weight': torch.zeros(1)}, 'fc.weight', 'missing')
+
+
+def test_another_variant_is_named(tmp_path):
+    torch.save({'model': as_published(randomised('m2'))}, tmp_path / 'x.pth')
+    model = EfficientViT('m4', init_cfg=dict(type='Pretrained',
+                                             checkpoint=str(tmp_path / 'x.pth')))
+    with pytest.raises(CheckpointError, match='looks like m2 in the Microsoft layout'):
+        model.init_weights()
+
+
+@pytest.mark.parametrize('content', [None, [], {}, {'state_dict': {}}, {'epoch': 3}, 'text'])
+def test_no_weights_at_all(content):
+    with pytest.raises(CheckpointError, match='file holds no weights'):
+        strip_containers(content, 'file')

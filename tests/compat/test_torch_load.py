@@ -1,0 +1,184 @@
+"""Checkpoints load without running code, and every damage is one sentence."""
+
+import http.server
+import pickle
+import threading
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from evit_mm.compat.torch_load import load_checkpoint_file, load_checkpoint_url
+from evit_mm.errors import CheckpointError
+
+
+class Hostile:
+    """Pickles as a call that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'meta': Hostile(tmp_path / 'owned')},
+               tmp_path / 'hostile.pth')
+    return tmp_path / 'hostile.pth'
+
+
+def test_training_checkpoint_comes_back(tmp_path):
+    hub = MessageHub.get_instance('training')
+    for value in (1.0, 2.0, 3.0):
+        hub.update_scalar('train/loss', value)
+        hub.update_scalar('train/numpy', np.float32(value))
+    hub.update_info('array', np.arange(3))
+    saved = dict(
+        state_dict=OrderedDict(w=torch.arange(3.0)), message_hub=hub.state_dict(),
+        meta=dict(epoch=1, iter=3, seed=np.int64(7), dataset_meta=dict(
+            classes=('a', 'b'), palette=[(1, 2, 3)], flag=np.bool_(True))),
+        optimizer=dict(state={0: dict(step=torch.tensor(3.0))}, param_groups=[dict(lr=0.1)]),
+        param_schedulers=[dict(last_step=3, _global_step=4)])
+    torch.save(saved, tmp_path / 'epoch_1.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_1.pth'), map_location='cpu')
+    history = loaded['message_hub']['log_scalars']['train/loss']
+    assert isinstance(history, HistoryBuffer) and history.mean() == 2.0
+    assert loaded['meta']['seed'] == 7 and loaded['optimizer'] == saved['optimizer']
+    assert torch.equal(loaded['state_dict']['w'], torch.arange(3.0))
+    restored = MessageHub.get_instance('restored')
+    restored.load_state_dict(loaded['message_hub'])
+    assert restored.get_scalar('train/loss').current() == 3.0
+
+
+@pytest.mark.parametrize('override', [None, '1'])
+def test_code_is_refused_everywhere(hostile, override, monkeypatch):
+    if override:  # the switch that stock answers recommend
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', override)
+    model = torch.nn.Linear(1, 1)
+    for attempt in (lambda: load_checkpoint_file(hostile),
+                    lambda: CheckpointLoader.load_checkpoint(str(hostile)),
+                    lambda: load_checkpoint(model, str(hostile))):
+        with pytest.raises(CheckpointError, match='hostile.pth is refused.*run code.*open'):
+            attempt()
+    assert not (hostile.parent / 'owned').exists()
+
+
+@pytest.mark.parametrize('name', ['register_statistics', '__init__'])
+def test_history_buffers_open_no_door(tmp_path, name):
+    """Only the four statistics can be reached through a HistoryBuffer."""
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, name)
+
+    torch.save({'x': Reach()}, tmp_path / 'reach.pth')
+    with pytest.raises(CheckpointError, match='refused.*getattr'):
+        load_checkpoint_file(tmp_path / 'reach.pth')
+
+
+def test_code_in_the_config_of_a_checkpoint_is_not_kept(tmp_path):
+    # mmengine's Runner.resume executes meta['config'] as Python.
+    torch.save({'state_dict': {}, 'meta': {'config': 'import os', 'cfg': 'x = 1'}},
+               tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['meta'] == {'cfg': 'x = 1'}
+
+
+def test_damaged_files(tmp_path):
+    torch.save({'w': torch.randn(1000)}, tmp_path / 'good.pth')
+    whole = (tmp_path / 'good.pth').read_bytes()
+    with zipfile.ZipFile(tmp_path / 'other.pth', 'w') as archive:
+        archive.writestr('readme', 'x')
+    for name, content, fragment in (
+        ('empty.pth', b'', 'it is empty'),
+        ('cut.pth', whole[:len(whole) // 2], 'cut off'),
+        ('head.pth', whole[:10], 'cut off'),
+        ('page.pth', b'<!doctype html><html>404</html>', 'it is text'),
+        ('noise.pth', bytes(range(128, 256)) * 4, 'damaged'),
+        ('pickle.pth', pickle.dumps({'a': 1})[:-3], 'read as a checkpoint'),
+        ('other.pth', None, 'read as a checkpoint'),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint_file(path)
+        text = str(error.value)
+        assert str(path) in text and fragment in text and '\n' not in text, (name, text)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(CheckpointError, match='no such checkpoint'):
+        load_checkpoint_file(tmp_path / 'none.pth')
+    with pytest.raises(CheckpointError, match='is not a file'):
+        load_checkpoint_file(tmp_path)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    files: dict = {}
+    requests: list = []
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        content = self.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(_Handler, 'files', {})
+    monkeypatch.setattr(_Handler, 'requests', [])
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_downloads_once_and_safely(server, tmp_path, hostile):
+    torch.save({'w': torch.ones(2)}, tmp_path / 'good.pth')
+    _Handler.files = {'/good.pth': (tmp_path / 'good.pth').read_bytes(),
+                      '/hostile.pth': hostile.read_bytes()}
+    for _ in range(2):
+        loaded = CheckpointLoader.load_checkpoint(f'{server}/good.pth')
+        assert torch.equal(loaded['w'], torch.ones(2))
+    assert _Handler.requests == ['/good.pth']
+    with pytest.raises(CheckpointError, match='refused'):
+        load_checkpoint_url(f'{server}/hostile.pth')
+    assert not (tmp_path / 'owned').exists()
+
+
+def test_downloads_at_once_fetch_once(server, tmp_path):
+    torch.save({'w': torch.ones(2)}, tmp_path / 'good.pth')
+    _Handler.files = {'/good.pth': (tmp_path / 'good.pth').read_bytes()}
+    threads = [threading.Thread(target=load_checkpoint_url, args=(f'{server}/good.pth',))
+               for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert _Handler.requests == ['/good.pth']
+
+
+def test_failed_downloads_leave_nothing(server, tmp_path):
+    _Handler.files = {'/model-0123456789.pth': b'not what the name promises'}
+    for url, fragment in ((f'{server}/none.pth', 'Not Found'),
+                          (f'{server}/model-0123456789.pth', 'invalid hash'),
+                          ('http://127.0.0.1:9/x.pth', 'refused')):
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint_url(url)
+        assert url in str(error.value) and fragment in str(error.value)
+    assert [path for path in (tmp_path / 'hub').rglob('*') if path.suffix == '.pth'] == []

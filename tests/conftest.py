@@ -1,0 +1,46 @@
+"""Fixtures that several rooms share."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / 'shared'
+
+
+def _shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f'needs {Path("..", "shared", *parts)} beside the repository, which is not '
+                    'part of it')
+    return path
+
+
+@pytest.fixture(scope='session')
+def golden() -> ModuleType:
+    """The recorded outputs' own module: `official_state`, `pattern`, and `HERE`, their folder."""
+    path = _shared('golden', 'fill.py')
+    spec = importlib.util.spec_from_file_location('golden_fill', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='session')
+def coco_mini() -> Path:
+    """48 + 16 real COCO images."""
+    return _shared('data', 'coco_mini')
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of this project."""
+    return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

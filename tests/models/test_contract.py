@@ -1,0 +1,56 @@
+"""A model whose parts do not fit ends when it is built, with a sentence."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from evit_mm.errors import ConfigError
+from evit_mm.models import EfficientViT
+
+
+@pytest.fixture
+def model(repository):
+    init_default_scope('mmdet')
+    return Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_coco.py').model
+
+
+def test_neck_of_other_channels(model):
+    model.neck.in_channels = [128, 256, 384]
+    with pytest.raises(ConfigError, match=r'\[128, 256, 384\].*m0.*\[64, 128, 192\]'):
+        MODELS.build(model)
+
+
+def test_stock_fpn_of_other_channels(model):
+    model.neck = dict(type='FPN', in_channels=[256, 512, 1024], out_channels=256, num_outs=5)
+    with pytest.raises(ConfigError, match=r'FPN .*\[256, 512, 1024\].*\[64, 128, 192\]'):
+        MODELS.build(model)
+
+
+def test_neck_of_other_strides(model):
+    model.backbone.stem_strides = [8]
+    model.neck.in_channels = [32, 64, 128, 192]
+    with pytest.raises(ConfigError, match=r'\[16, 32, 64, 128\].*\[8, 16, 32, 64\]'):
+        MODELS.build(model)
+    model.neck.update(in_strides=[8, 16, 32, 64], num_extra_trans_convs=0, num_outs=5)
+    assert MODELS.build(model).neck.out_strides == (8, 16, 32, 64, 128)
+
+
+def test_head_with_priors_at_other_strides(model):
+    model.neck.num_extra_trans_convs = 0
+    with pytest.raises(ConfigError, match=r'\[8, 16, 32, 64, 128\].*\[16, 32, 64, 128, 256\]'):
+        MODELS.build(model)
+
+
+def test_head_of_another_width(model):
+    model.neck.out_channels = 128
+    with pytest.raises(ConfigError, match='in_channels=256.*128'):
+        MODELS.build(model)
+
+
+def test_stock_fpn_from_the_stem(model):
+    """A plain FPN can start at stride 4 or 8 without the project's own neck."""
+    model.backbone.stem_strides = [8]
+    model.neck = dict(type='FPN', in_channels=[32, 64, 128, 192], out_channels=256, num_outs=5)
+    built = MODELS.build(model)
+    assert isinstance(built.backbone, EfficientViT)
+    assert built.backbone.out_strides == (8, 16, 32, 64)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Train under Slurm: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]
+# GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS change what is asked for.
+set -euo pipefail
+if [ $# -lt 4 ]; then
+    echo "error: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]" >&2
+    exit 2
+fi
+tools=$(cd "$(dirname "$0")" && pwd)
+partition=$1 name=$2 config=$3 work_dir=$4
+shift 4
+gpus=${GPUS:-8}
+per_node=${GPUS_PER_NODE:-$gpus}
+python=${PYTHON:-$tools/../.venv/bin/python}
+command -v "$python" >/dev/null || python=python3
+
+# SRUN_ARGS holds several words on purpose.
+# shellcheck disable=SC2086
+exec srun --partition "$partition" --job-name "$name" --gres "gpu:$per_node" --ntasks "$gpus" \
+    --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
+    ${SRUN_ARGS:-} "$python" -u "$tools/train.py" "$config" --work-dir "$work_dir" \
+    --launcher slurm "$@"
