@@ -3,16 +3,20 @@
     tools/train.py configs/retinanet_evit_m0_memorize.py --seed 0 --data-root COCO
 
 It trains and evaluates on the first eight training images that have objects, all at 416x416.
+Neck and head have half the published width and two convolutions instead of four, so that two CPU
+cores need minutes: at full width the head takes nine tenths of the arithmetic.
 """
 
 _base_ = './retinanet_evit_m0_coco.py'
 
 num_images = 8
-steps = 400
+steps = 800
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=1),
-    backbone=dict(norm_eval=False, init_cfg=None))
+    backbone=dict(norm_eval=False, init_cfg=None),
+    neck=dict(out_channels=128),
+    bbox_head=dict(in_channels=128, feat_channels=128, stacked_convs=2))
 
 resize = dict(type='Resize', scale=(416, 416), keep_ratio=False)
 train_pipeline = [

@@ -7,6 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import evit_mm  # noqa: F401  (before mmdet, which needs the operators that it provides)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared'
 

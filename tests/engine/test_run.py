@@ -1,0 +1,253 @@
+"""Whole runs of the tools on generated and on real images."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evit_mm.cli import run_tool, test_parser, train_parser
+from evit_mm.engine import configure, test, train
+from evit_mm.models import EfficientViT
+
+test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
+
+TRAINING = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
+            'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
+            'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+            'val_dataloader.persistent_workers=False', 'test_dataloader.num_workers=0',
+            'test_dataloader.persistent_workers=False', 'default_hooks.checkpoint.interval=1',
+            'train_cfg.val_interval=1']
+SMALL = ['train_dataloader.dataset.pipeline.2.scale=(128,128)',
+         'val_dataloader.dataset.pipeline.1.scale=(128,128)',
+         'test_dataloader.dataset.pipeline.1.scale=(128,128)']
+
+
+def tool(repository, name, *arguments, cwd, launcher=(), **environment):
+    command = [sys.executable, *launcher, str(repository / 'tools' / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900,
+                          env={**os.environ, 'OMP_NUM_THREADS': '2', **environment})
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """The logged training steps, of the latest run in a work dir."""
+    path = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
+    return [entry for entry in map(json.loads, path.read_text().splitlines()) if 'loss' in entry]
+
+
+def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes, tmp_path):
+    """The life of a run: train, stop, resume, test, look."""
+    flags = ['--data-root', shapes, '--work-dir', 'run', '--seed', 3]
+    first = tool(repository, 'train.py', config_file, *flags, '--cfg-options', *TRAINING,
+                 cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert 'effective batch size 2 (1 process x 2 images), learning rate 0.001' in first.stdout
+    assert 'is for a batch of 8 images, not 2' in first.stdout + first.stderr
+    run = tmp_path / 'run'
+    assert (run / 'epoch_1.pth').is_file() and len(scalars(run)) == 4
+
+    longer = [option.replace('max_epochs=1', 'max_epochs=2') for option in TRAINING]
+    resumed = tool(repository, 'train.py', config_file, *flags, '--resume', '--cfg-options',
+                   *longer, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resumed epoch: 1, iter: 4' in resumed.stdout
+    assert [entry['step'] for entry in scalars(run)] == [5, 6, 7, 8]
+    assert 'bbox_mAP_copypaste' in resumed.stdout
+
+    tested = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
+                  '--work-dir', 'tested', '--out', 'found.pkl', '--show-dir', 'pictures',
+                  '--cfg-options', *TRAINING, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in tested.stdout
+    assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 4
+    with (tmp_path / 'found.pkl').open('rb') as file:
+        assert len(pickle.load(file)) == 4
+
+    augmented = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
+                     '--tta', '--cfg-options', *TRAINING, 'tta_pipeline=None', cwd=tmp_path)
+    assert augmented.returncode == 0, augmented.stderr
+    assert (tmp_path / 'work_dirs' / config_file.stem).is_dir()
+
+
+def test_resuming_gives_what_an_uninterrupted_run_gives(repository, config_file, shapes, tmp_path):
+    options = [option.replace('max_epochs=1', 'max_epochs=2') for option in TRAINING]
+    # No flips: their random numbers start anew with the process.
+    options.append('train_dataloader.dataset.pipeline.3.prob=0.0')
+
+    def run(name, *more):
+        result = tool(repository, 'train.py', config_file, '--data-root', shapes, '--work-dir',
+                      name, '--seed', 1, *more, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        return scalars(tmp_path / name)
+
+    whole = run('whole', '--cfg-options', *options)
+    resumed = run('resumed', '--resume', tmp_path / 'whole' / 'epoch_1.pth', '--cfg-options',
+                  *options)
+    assert [entry['step'] for entry in resumed] == [5, 6, 7, 8]
+    for a, b in zip(whole[4:], resumed, strict=True):
+        assert b['loss'] == pytest.approx(a['loss'], rel=1e-3) and b['lr'] == a['lr']
+
+
+@pytest.mark.parametrize('detector,arch', [('retinanet', 'm0'), ('mask_rcnn', 'm0'),
+                                           pytest.param('retinanet', 'm4', marks=pytest.mark.slow),
+                                           pytest.param('mask_rcnn', 'm4', marks=pytest.mark.slow)])
+def test_real_images(detector, arch, repository, coco_mini, tmp_path):
+    config = repository / 'configs' / f'{detector}_evit_{arch}_coco.py'
+    flags = ['--data-root', coco_mini, '--work-dir', tmp_path / 'run']
+    options = [*TRAINING, *SMALL, 'train_dataloader.dataset.indices=8']
+    trained = tool(repository, 'train.py', config, *flags, '--from-scratch', '--cfg-options',
+                   *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    losses = [entry['loss'] for entry in scalars(tmp_path / 'run')]
+    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)
+    more = [option.replace('max_epochs=1', 'max_epochs=2') for option in options]
+    resumed = tool(repository, 'train.py', config, *flags, '--resume', '--cfg-options', *more,
+                   cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resumed epoch: 1' in resumed.stdout
+    tested = tool(repository, 'test.py', config, tmp_path / 'run' / 'epoch_2.pth', *flags,
+                  '--cfg-options', *options, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert 'bbox_mAP' in tested.stdout
+    assert ('segm_mAP' in tested.stdout) == (detector == 'mask_rcnn')
+
+
+def test_two_processes_are_one_with_the_doubled_batch(repository, config_file, shapes, tmp_path):
+    """The same images in the same order, the same losses, step by step."""
+    options = [*TRAINING, 'train_dataloader.batch_sampler=None',
+               'train_dataloader.dataset.pipeline.3.prob=0.0', 'train_cfg.val_interval=10',
+               # A process of its own would learn BN statistics of its own images.
+               'model.backbone.norm_eval=True', 'model.backbone.with_cp=True']
+    flags = ['--data-root', shapes, '--seed', 5]
+
+    def run(name, batch, **launch):
+        result = tool(repository, 'train.py', config_file, *flags, '--work-dir', name,
+                      *(['--launcher', 'pytorch'] if launch else []), '--cfg-options', *options,
+                      f'train_dataloader.batch_size={batch}', cwd=tmp_path, **launch)
+        assert result.returncode == 0, result.stderr
+        return scalars(tmp_path / name), result.stdout
+
+    one, _ = run('one', 4)
+    two, output = run('two', 2, launcher=['-m', 'torch.distributed.run', '--standalone',
+                                          '--nproc-per-node', '2'])
+    assert 'effective batch size 4 (2 processes x 2 images)' in output
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        for name in ('loss', 'loss_cls', 'loss_bbox', 'grad_norm'):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
+def test_distributed_scripts(repository, config_file, shapes, tmp_path):
+    script = repository / 'tools' / 'dist_train.sh'
+    result = subprocess.run(
+        [script, config_file, '2', '--data-root', shapes, '--work-dir', tmp_path / 'run',
+         '--cfg-options', *TRAINING], cwd=tmp_path, capture_output=True, text=True, timeout=900,
+        env={**os.environ, 'PYTHON': sys.executable})
+    assert result.returncode == 0, result.stderr
+    assert 'effective batch size 4 (2 processes x 2 images)' in result.stdout
+    tested = subprocess.run(
+        [repository / 'tools' / 'dist_test.sh', config_file, tmp_path / 'run' / 'epoch_1.pth', '2',
+         '--data-root', shapes, '--work-dir', tmp_path / 'run', '--cfg-options', *TRAINING],
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
+        env={**os.environ, 'PYTHON': sys.executable})
+    assert tested.returncode == 0, tested.stderr
+    assert re.search(r'bbox_mAP_copypaste', tested.stdout)
+    wrong = subprocess.run([script, config_file], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and 'number of processes is missing' in wrong.stderr
+
+
+@pytest.fixture
+def mistake(capsys, monkeypatch, tmp_path):
+    """Run a tool in this process; it must end with status 2 and one sentence, which is given."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(parser, action, *arguments):
+        assert run_tool(parser(), action, [str(argument) for argument in arguments]) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        sentences = [line for line in errors if line.startswith('error: ')]
+        assert len(sentences) == 1 and not any('Traceback' in line for line in errors), errors
+        return sentences[0]
+
+    return run
+
+
+@pytest.mark.parametrize('options,fragments', [
+    ([], ['the data set is not there', '--data-root']),
+    (['--data-root', 'SHAPES', '--resume', 'gone.pth'], ['no such checkpoint: gone.pth']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'model.neck.in_channels=[1,2,3]'],
+     ['[1, 2, 3]', '[64, 128, 192]']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'model.backbone.arch=m9'], ['m9', 'm5']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'model.backbone.type=EfficientVit'],
+     ['EfficientVit is not in the']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'model.backbone.depth=50'], ['depth']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'model.bbox_head.num_classes=80'],
+     ['80 classes', 'has 4']),
+    (['--data-root', 'SHAPES', '--launcher', 'pytorch'], ['torchrun']),
+    (['--data-root', 'SHAPES', '--work-dir', 'FILE'], ['FILE', '--work-dir']),
+    pytest.param(['--data-root', 'SHAPES', '--amp'], ['--amp needs a CUDA GPU'],
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')),
+])
+def test_mistakes_in_training(options, fragments, mistake, config_file, shapes, tmp_path):
+    (tmp_path / 'FILE').write_text('')
+    options = [str(shapes) if option == 'SHAPES' else option for option in options]
+    sentence = mistake(train_parser, train, config_file, *options)
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+@pytest.mark.parametrize('source,fragment', [
+    ('http://127.0.0.1:9/efficientvit_m0.pth',
+     'could not download http://127.0.0.1:9/efficientvit_m0.pth'),
+    ('none.pth', 'no such checkpoint: none.pth')])
+def test_mistakes_in_pretrained_weights(source, fragment, mistake, config_file, shapes, tmp_path,
+                                        monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    pretrained = dict(_delete_=True, type='Pretrained', checkpoint=source)
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(config_file)!r}\n'
+        f'model = dict(backbone=dict(init_cfg={pretrained!r}))\n')
+    assert fragment in mistake(train_parser, train, 'config.py', '--data-root', shapes)
+    # Random weights need no download.
+    configure.learn_from_scratch(config := configure.load_config('config.py'))
+    assert config.model.backbone.init_cfg is None
+
+
+def test_mistakes_in_configs(mistake, repository, shapes):
+    assert 'no such config: nowhere.py' in mistake(train_parser, train, 'nowhere.py')
+    sentence = mistake(train_parser, train, repository / 'configs' / 'retinanet_evit_m4_coco.py',
+                       '--data-root', shapes)
+    assert 'circle, square, triangle, star' in sentence
+    with pytest.raises(SystemExit, match='2'):  # argparse's own way out
+        train_parser().parse_args(['config.py', '--cfg-options', 'model'])
+
+
+def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'owned'), 'w')
+
+    torch.save({'state_dict': EfficientViT('m1').state_dict()}, tmp_path / 'other.pth')
+    (tmp_path / 'cut.pth').write_bytes((tmp_path / 'other.pth').read_bytes()[:5000])
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'x': Hostile()}, tmp_path / 'hostile.pth')
+    data = ['--data-root', shapes]
+    for name, fragments in (('none.pth', ['no such checkpoint: none.pth']),
+                            ('other.pth', ['other.pth is not a checkpoint of this config']),
+                            ('cut.pth', ['cut.pth', 'cut off']),
+                            ('hostile.pth', ['hostile.pth is refused', 'run code'])):
+        sentence = mistake(test_parser, test, config_file, name, *data)
+        assert all(fragment in sentence for fragment in fragments), sentence
+    assert 'run code' in mistake(train_parser, train, config_file, *data, '--resume',
+                                 'hostile.pth')
+    assert 'run code' in mistake(train_parser, train, config_file, *data, '--cfg-options',
+                                 'load_from=hostile.pth')
+    assert not (tmp_path / 'owned').exists()
+    assert '.pkl' in mistake(test_parser, test, config_file, 'other.pth', *data, '--out', 'x.json')
+
+
+def test_a_mistake_in_a_process_of_its_own(repository, tmp_path):
+    result = tool(repository, 'train.py', 'nowhere.py', cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.strip() == 'error: no such config: nowhere.py'
