@@ -23,6 +23,9 @@ TRAINING = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
             'val_dataloader.persistent_workers=False', 'test_dataloader.num_workers=0',
             'test_dataloader.persistent_workers=False', 'default_hooks.checkpoint.interval=1',
             'train_cfg.val_interval=1']
+# A model that has hardly learnt finds nothing above the usual threshold.
+RETINANET = ['model.test_cfg.score_thr=0.0']
+MASK_RCNN = ['model.test_cfg.rcnn.score_thr=0.0']
 SMALL = ['train_dataloader.dataset.pipeline.2.scale=(128,128)',
          'val_dataloader.dataset.pipeline.1.scale=(128,128)',
          'test_dataloader.dataset.pipeline.1.scale=(128,128)']
@@ -51,7 +54,8 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
     run = tmp_path / 'run'
     assert (run / 'epoch_1.pth').is_file() and len(scalars(run)) == 4
 
-    longer = [option.replace('max_epochs=1', 'max_epochs=2') for option in TRAINING]
+    longer = [option.replace('max_epochs=1', 'max_epochs=2')
+              for option in (*TRAINING, *RETINANET)]
     resumed = tool(repository, 'train.py', config_file, *flags, '--resume', '--cfg-options',
                    *longer, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -61,7 +65,7 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
 
     tested = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
                   '--work-dir', 'tested', '--out', 'found.pkl', '--show-dir', 'pictures',
-                  '--cfg-options', *TRAINING, cwd=tmp_path)
+                  '--cfg-options', *TRAINING, *RETINANET, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     assert 'Average Precision  (AP) @[ IoU=0.50:0.95' in tested.stdout
     assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 4
@@ -69,7 +73,8 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
         assert len(pickle.load(file)) == 4
 
     augmented = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
-                     '--tta', '--cfg-options', *TRAINING, 'tta_pipeline=None', cwd=tmp_path)
+                     '--tta', '--cfg-options', *TRAINING, *RETINANET, 'tta_pipeline=None',
+                     cwd=tmp_path)
     assert augmented.returncode == 0, augmented.stderr
     assert (tmp_path / 'work_dirs' / config_file.stem).is_dir()
 
@@ -99,7 +104,8 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(repository, config_file,
 def test_real_images(detector, arch, repository, coco_mini, tmp_path):
     config = repository / 'configs' / f'{detector}_evit_{arch}_coco.py'
     flags = ['--data-root', coco_mini, '--work-dir', tmp_path / 'run']
-    options = [*TRAINING, *SMALL, 'train_dataloader.dataset.indices=8']
+    options = [*TRAINING, *SMALL, *(RETINANET if detector == 'retinanet' else MASK_RCNN),
+               'train_dataloader.dataset.indices=8']
     trained = tool(repository, 'train.py', config, *flags, '--from-scratch', '--cfg-options',
                    *options, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
