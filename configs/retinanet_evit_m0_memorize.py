@@ -10,7 +10,7 @@ cores need minutes: at full width the head takes nine tenths of the arithmetic.
 _base_ = './retinanet_evit_m0_coco.py'
 
 num_images = 8
-steps = 600
+steps = 400
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=1),
