@@ -12,7 +12,7 @@ data_root = 'data/shapes/coco/'
 metainfo = dict(
     classes=('circle', 'square', 'triangle', 'star'),
     palette=[(220, 20, 60), (0, 120, 220), (30, 160, 60), (250, 170, 30)])
-max_epochs = 24
+max_epochs = 16
 
 # A light neck and head fit these images and two CPU cores.
 model = dict(
