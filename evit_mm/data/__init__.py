@@ -1,8 +1,12 @@
 """Data sets in the layouts that MMDetection and MMSegmentation read.
 
-`shapes` draws a small one from a seed, so that a whole training can be tried offline.
+A small one is drawn from a seed, so that a whole training can be tried offline. Who draws:
+`canvas`, `shapes`, `scenes`; who writes: `annotations`, `layouts`; whose folder it is: `settings`,
+`folder`; all of it together: `generate`, and `prepare` for the command line.
 """
 
-from .shapes import SCENE_CLASSES, SHAPE_CLASSES, PreparedData, generate_ade, generate_coco
+from .generate import PreparedData, generate_ade, generate_coco
+from .scenes import SCENE_CLASSES
+from .shapes import SHAPE_CLASSES
 
 __all__ = ['SCENE_CLASSES', 'SHAPE_CLASSES', 'PreparedData', 'generate_ade', 'generate_coco']

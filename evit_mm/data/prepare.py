@@ -1,0 +1,41 @@
+"""What tools/prepare_data.py does: generate the data sets and say how to go on."""
+
+import argparse
+import shlex
+
+from .generate import PreparedData, generate_ade, generate_coco
+
+__all__ = ['prepare']
+
+_GENERATORS = {'coco': generate_coco, 'ade': generate_ade}
+_NEXT_STEPS = {
+    'coco': 'tools/train.py configs/retinanet_evit_m0_shapes.py --data-root {quoted}',
+    'ade': 'use it in an MMSegmentation config: data_root={root!r}, reduce_zero_label=True '
+           '(ADE20KDataset, its 150 classes)',
+}
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Generate the data sets that the command line asks for, and print what they hold.
+
+    Args:
+        options: What `evit_mm.cli.prepare_data_parser` parses.
+
+    Raises:
+        UserError: If a number is out of range, or a folder can't or must not be written.
+    """
+    for layout in _GENERATORS if options.layout == 'both' else [options.layout]:
+        _print_summary(_GENERATORS[layout](
+            options.out / layout, num_train=options.num_train, num_val=options.num_val,
+            image_size=(options.size, options.size), seed=options.seed,
+            overwrite=options.overwrite))
+
+
+def _print_summary(data: PreparedData) -> None:
+    root = str(data.root.absolute())
+    print(f'{data.layout}: {root} ' + ('(was there already)' if data.reused else '(generated)'))
+    for split, images in data.images.items():
+        found = f', {data.annotations[split]} annotations' if data.annotations else ''
+        print(f'  {split}: {images} images{found}')
+    print(f'  classes: {", ".join(data.classes)}')
+    print(f'  next: {_NEXT_STEPS[data.layout].format(root=root, quoted=shlex.quote(root))}')

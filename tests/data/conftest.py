@@ -1,0 +1,40 @@
+"""Generated data sets that several files look at."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evit_mm.data import generate_ade, generate_coco
+
+
+@pytest.fixture(scope='session')
+def small() -> dict[str, Any]:
+    """Arguments of a data set that holds everything a large one holds."""
+    return dict(num_train=11, num_val=4, image_size=(96, 112), seed=3, progress=False)
+
+
+@pytest.fixture(scope='session')
+def coco_root(tmp_path_factory, small) -> Path:
+    """The small data set in COCO's layout."""
+    root = tmp_path_factory.mktemp('shapes') / 'coco'
+    generate_coco(root, **small)
+    return root
+
+
+@pytest.fixture(scope='session')
+def ade_root(tmp_path_factory, small) -> Path:
+    """The small data set in ADE20K's layout."""
+    root = tmp_path_factory.mktemp('shapes') / 'ade'
+    generate_ade(root, **small)
+    return root
+
+
+@pytest.fixture(scope='session')
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """Reads a folder: the content of every file below it, by relative path."""
+    def read(root: Path) -> dict[str, bytes]:
+        return {path.relative_to(root).as_posix(): path.read_bytes()
+                for path in sorted(root.rglob('*')) if path.is_file()}
+    return read
