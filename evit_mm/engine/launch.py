@@ -33,13 +33,13 @@ def prepare_processes(config: Config, launcher: str) -> None:
             raise UserError(f'--launcher pytorch expects torchrun\'s environment, but '
                             f'{", ".join(missing)} is not set: start with torchrun, or '
                             'tools/dist_train.sh')
-    config.setdefault('custom_hooks', []).append(dict(type='MeanLossHook'))
+    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='MeanLossHook')]
     if torch.cuda.is_available():
         return
     if launcher != 'pytorch':
         raise UserError(f'--launcher {launcher} needs GPUs, and torch finds none: use torchrun '
                         'with --launcher pytorch')
-    config.setdefault('env_cfg', {}).setdefault('dist_cfg', {})['backend'] = 'gloo'
+    config.env_cfg = dict(config.get('env_cfg') or {}, dist_cfg=dict(backend='gloo'))
     wrapper = config.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False))
