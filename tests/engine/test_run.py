@@ -133,16 +133,17 @@ def test_two_processes_are_one_with_the_doubled_batch(repository, config_file, s
                'model.backbone.norm_eval=True', 'model.backbone.with_cp=True']
     flags = ['--data-root', shapes, '--seed', 5]
 
-    def run(name, batch, **launch):
+    def run(name, batch, launcher=(), **environment):
         result = tool(repository, 'train.py', config_file, *flags, '--work-dir', name,
-                      *(['--launcher', 'pytorch'] if launch else []), '--cfg-options', *options,
-                      f'train_dataloader.batch_size={batch}', cwd=tmp_path, **launch)
+                      *(['--launcher', 'pytorch'] if launcher else []), '--cfg-options', *options,
+                      f'train_dataloader.batch_size={batch}', cwd=tmp_path, launcher=launcher,
+                      **environment)
         assert result.returncode == 0, result.stderr
         return scalars(tmp_path / name), result.stdout
 
     one, _ = run('one', 4)
-    two, output = run('two', 2, launcher=['-m', 'torch.distributed.run', '--standalone',
-                                          '--nproc-per-node', '2'])
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+    two, output = run('two', 2, launcher=torchrun, OMP_NUM_THREADS='1')
     assert 'effective batch size 4 (2 processes x 2 images)' in output
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
@@ -155,7 +156,7 @@ def test_distributed_scripts(repository, config_file, shapes, tmp_path):
     result = subprocess.run(
         [script, config_file, '2', '--data-root', shapes, '--work-dir', tmp_path / 'run',
          '--cfg-options', *TRAINING], cwd=tmp_path, capture_output=True, text=True, timeout=900,
-        env={**os.environ, 'PYTHON': sys.executable})
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
     assert result.returncode == 0, result.stderr
     assert 'effective batch size 4 (2 processes x 2 images)' in result.stdout
     tested = subprocess.run(
@@ -163,7 +164,7 @@ def test_distributed_scripts(repository, config_file, shapes, tmp_path):
          '--data-root', shapes, '--work-dir', tmp_path / 'run', '--cfg-options', *TRAINING,
          *RETINANET],
         cwd=tmp_path, capture_output=True, text=True, timeout=900,
-        env={**os.environ, 'PYTHON': sys.executable})
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
     assert tested.returncode == 0, tested.stderr
     assert re.search(r'bbox_mAP_copypaste', tested.stdout)
     wrong = subprocess.run([script, config_file], capture_output=True, text=True, timeout=60)
