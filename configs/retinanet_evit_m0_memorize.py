@@ -10,7 +10,7 @@ cores need minutes: at full width the head takes nine tenths of the arithmetic.
 _base_ = './retinanet_evit_m0_coco.py'
 
 num_images = 8
-steps = 400
+steps = 240
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=1),
@@ -65,3 +65,4 @@ default_hooks = dict(
     logger=dict(interval=20, ignore_last=False), checkpoint=dict(by_epoch=False, interval=steps))
 log_processor = dict(by_epoch=False, window_size=20)
 auto_scale_lr = dict(base_batch_size=4)
+tta_pipeline = None  # COCO's scales do not suit these; --tta flips alone

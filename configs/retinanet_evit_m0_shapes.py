@@ -62,3 +62,4 @@ param_scheduler = [
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=8, max_keep_ckpts=1))
+tta_pipeline = None  # COCO's scales do not suit these; --tta flips alone

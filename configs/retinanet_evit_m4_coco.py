@@ -25,5 +25,5 @@ model = dict(
         out_channels=256,
         num_extra_trans_convs=1,  # stride 8
         num_outs=5),  # strides 8 to 128
-    # The loss of two processes is the loss of one with the doubled batch.
+    # Two processes compute the loss of one with the doubled batch; RetinaHead is the plain one.
     bbox_head=dict(type='SyncedRetinaHead'))

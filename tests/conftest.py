@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that tests in several folders share."""
 
 import importlib.util
 from pathlib import Path

@@ -3,7 +3,7 @@
 set -euo pipefail
 tools=$(cd "$(dirname "$0")" && pwd)
 tool=$1; shift
-python=${PYTHON:-$tools/../.venv/bin/python}
+python=${PYTHON:-${VIRTUAL_ENV:-$tools/../.venv}/bin/python}
 command -v "$python" >/dev/null || python=python3
 
 positional=("${1:-}"); shift || true          # CONFIG
@@ -24,5 +24,14 @@ else
     where=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
            --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
 fi
-exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" \
+# Each process has said what is wrong, so the launcher's own traceback is left out.
+exec "$python" -c '
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+try:
+    main()
+except ChildFailedError as error:
+    sys.exit(max(abs(failure.exitcode) for failure in error.failures.values()))
+' "${where[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "${positional[@]}" --launcher pytorch "$@"

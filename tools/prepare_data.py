@@ -6,8 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evit_mm.cli import prepare_data_parser, run_tool
-from evit_mm.data.prepare import prepare
+try:
+    from evit_mm.cli import prepare_data_parser, run_tool
+    from evit_mm.data.prepare import prepare
+except ImportError as error:  # says what is missing from this Python's packages
+    sys.exit(f'error: {error}')
 
 if __name__ == '__main__':
     sys.exit(run_tool(prepare_data_parser(), prepare))

@@ -11,7 +11,7 @@ partition=$1 name=$2 config=$3 work_dir=$4
 shift 4
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$gpus}
-python=${PYTHON:-$tools/../.venv/bin/python}
+python=${PYTHON:-${VIRTUAL_ENV:-$tools/../.venv}/bin/python}
 command -v "$python" >/dev/null || python=python3
 
 # SRUN_ARGS holds several words on purpose.

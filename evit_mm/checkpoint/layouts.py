@@ -138,7 +138,7 @@ def strip_containers(checkpoint: Any, source: str = 'the checkpoint') -> dict[st
             break
     if not isinstance(state, Mapping) or not any(hasattr(v, 'shape') for v in state.values()):
         raise CheckpointError(f'{source} holds no weights')
-    state = {key: value for key, value in state.items() if hasattr(value, 'shape')}
+    state = {str(key): value for key, value in state.items() if hasattr(value, 'shape')}
     if all(key.startswith('module.') for key in state):
         state = {key.removeprefix('module.'): value for key, value in state.items()}
     return state

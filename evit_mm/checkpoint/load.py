@@ -96,7 +96,7 @@ def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, T
     return translated, report
 
 
-def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str,
+def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, prefix: str = '',
                           describe: Callable[[Mapping[str, Tensor]], str] | None = None
                           ) -> LoadReport:
     """Load a checkpoint of any known layout into a backbone; all of it, or nothing.
@@ -105,6 +105,7 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str,
         backbone: Receives the weights.
         checkpoint: What `torch.load` gave: a classifier, a detector, or a backbone alone.
         source: File or address, for the error.
+        prefix: What precedes the backbone's keys; found by itself where it is ``backbone.``.
         describe: Says what model the state dict looks like, for the error.
 
     Returns:
@@ -115,10 +116,13 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str,
     """
     state = strip_containers(checkpoint, source)
     others: list[str] = []
-    if any(key.startswith('backbone.') for key in state):
-        others = [key for key in state if not key.startswith('backbone.')]
-        state = {key.removeprefix('backbone.'): value for key, value in state.items()
-                 if key.startswith('backbone.')}
+    if not prefix and any(key.startswith('backbone.') for key in state):
+        prefix = 'backbone.'
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        others = [key for key in state if not key.startswith(prefix)]
+        state = {key.removeprefix(prefix): value for key, value in state.items()
+                 if key.startswith(prefix)}
     translated, report = translate_backbone_state(state, backbone.state_dict())
     report.dropped += others
     if not report.complete:

@@ -21,10 +21,10 @@ def check_environment() -> None:
         ImportError: If torch, torchvision, mmengine or mmcv is missing, or torch is too old.
     """
     for package, install_hint in (
-        ('torch', "pip install 'evit-mm[torch]'"),
+        ('torch', "pip install '.[torch]' in the checkout of evit-mm"),
         ('torchvision', 'install the torchvision that belongs to your torch'),
-        ('mmengine', "pip install 'evit-mm[mm]'"),
-        ('mmcv', "pip install 'evit-mm[mm]' (no compiler needed)"),
+        ('mmengine', "pip install '.[mm]' in the checkout of evit-mm"),
+        ('mmcv', "pip install '.[mm]' in the checkout of evit-mm (no compiler needed)"),
     ):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'evit_mm needs {package}, which is not installed: {install_hint}')

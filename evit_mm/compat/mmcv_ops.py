@@ -117,9 +117,9 @@ def _missing(what: str) -> MissingOpError:
         f'mmcv op {what} is not available: mmcv is installed without its compiled operators '
         "(mmcv-lite), of which evit_mm replaces only nms, RoIAlign with pool_mode='avg' and "
         'sigmoid focal loss. Replace mmcv-lite by a compiled mmcv 2.1.x that matches torch '
-        f'{torch.__version__}: run `pip uninstall mmcv-lite`, then `mim install '
-        '"mmcv>=2.0.0rc4,<2.2.0"`, or, where no such wheel exists, build mmcv from source '
-        'with a compiler and MMCV_WITH_OPS=1.'
+        f'{torch.__version__}: run `pip uninstall mmcv-lite`, then `pip install mmcv==2.1.0` '
+        'with a wheel for that torch, or, where there is none, from source with a compiler and '
+        'MMCV_WITH_OPS=1.'
     )
 
 

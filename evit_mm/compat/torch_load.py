@@ -6,11 +6,15 @@ answers switch the safety off. Here the classes of such a checkpoint are allowed
 nothing else is: a file that would run code is refused, whichever way it is reached.
 """
 
+import functools
+import http.client
 import os
 import pickle
 import re
+import socket
 import urllib.error
 import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ from ..errors import CheckpointError
 __all__ = ['install', 'load_checkpoint_file', 'load_checkpoint_url']
 
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+_GUARDED = '_evit_mm_guarded'
 
 
 def _allowed_globals() -> list[Any]:
@@ -62,24 +67,15 @@ def load_checkpoint_file(filename: str | os.PathLike[str],
         CheckpointError: If there is no such file, it is no checkpoint, it is cut off, or it
             holds anything but tensors, plain data and the classes of a training checkpoint.
     """
-    path = Path(filename).expanduser()
-    if not path.exists():
-        raise CheckpointError(f'no such checkpoint: {path}')
-    if not path.is_file():
-        raise CheckpointError(f'{path} is not a file: a checkpoint (.pth) is needed')
+    path = _existing_file(filename)
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             # Said explicitly, so that no environment variable can switch it off.
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_explain(path, error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError,
-            zipfile.BadZipFile, UnicodeDecodeError, TypeError) as error:
-        if 'cuda' in str(error).lower() and 'is_available() is False' in str(error):
+    except Exception as error:  # damage can surface as nearly anything
+        if 'torch.cuda.is_available() is False' in str(error):
             return load_checkpoint_file(path, map_location='cpu')
-        raise CheckpointError(
-            f'{path} can\'t be read as a checkpoint: it is {_damage(path)}; fetch or save it '
-            'again') from error
+        raise CheckpointError(_explain(path, error)) from error
     return _without_code(checkpoint)
 
 
@@ -88,8 +84,8 @@ def load_checkpoint_url(url: str,
                         ) -> Any:
     """Download a checkpoint once, into torch's hub cache, and load it safely.
 
-    A download that fails leaves nothing behind, and processes that ask at the same time wait for
-    one download. A file name that ends in eight or more hexadecimal digits after a dash, as
+    A download that fails leaves no half file behind, and processes that ask at the same time wait
+    for one download. A file name that ends in eight or more hexadecimal digits after a dash, as
     torch's and OpenMMLab's do, is checked against the file's SHA-256.
 
     Args:
@@ -109,50 +105,88 @@ def download(url: str) -> Path:
     """The local copy of ``url``, downloaded if it is not there yet.
 
     Raises:
-        CheckpointError: If it can't be downloaded; the sentence says how to go on without.
+        CheckpointError: If it can't be downloaded in full; the sentence says how to go on.
     """
-    import socket
-
     from filelock import FileLock
 
-    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name
+    try:
+        name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name
+    except ValueError as error:
+        raise CheckpointError(f'{url} is no address: {error}') from error
     if not name:
         raise CheckpointError(f'{url} names no file')
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    target = folder / name
-    if target.is_file():
-        return target
-    digest = re.search(r'-([0-9a-f]{8,64})\.\w+$', name)
-    timeout = socket.getdefaulttimeout()
+    target = Path(torch.hub.get_dir()) / 'checkpoints' / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if target.is_file():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{target}.lock'):
             if not target.is_file():
-                socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-                torch.hub.download_url_to_file(url, str(target), digest and digest[1],
-                                               progress=int(os.environ.get('LOCAL_RANK', 0)) == 0)
-    except (OSError, RuntimeError, ValueError, urllib.error.URLError) as error:
+                _fetch(url, target)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, 'reason', None) or error
         raise CheckpointError(
             f'could not download {url} ({reason}); put the file at {target} yourself, or name a '
-            'local file in the config'
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+            'local file in the config') from error
     return target
 
 
+def _fetch(url: str, target: Path) -> None:
+    """Download to a file beside ``target`` and rename it when it is complete."""
+    digest = re.search(r'-([0-9a-f]{8,64})\.\w+$', target.name)
+    part = target.with_name(f'{target.name}.part')
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD')) as answer:
+            expected = answer.headers.get('Content-Length')
+    except (urllib.error.HTTPError, http.client.HTTPException):
+        expected = None  # a server may answer GET alone
+    try:
+        torch.hub.download_url_to_file(url, str(part), digest and digest[1],
+                                       progress=int(os.environ.get('LOCAL_RANK', 0)) == 0)
+        if expected and part.stat().st_size != int(expected):
+            raise OSError(f'the connection ended after {part.stat().st_size} of {expected} bytes')
+        part.replace(target)
+    finally:
+        socket.setdefaulttimeout(timeout)
+        part.unlink(missing_ok=True)
+
+
 def install() -> None:
-    """Make every loader of mmengine that reads files or addresses the safe one; idempotent."""
+    """Make every loader of mmengine that reads files or addresses a safe one; idempotent."""
     from mmengine.runner import checkpoint as mmengine_checkpoint
 
     loader = mmengine_checkpoint.CheckpointLoader
     loader.register_scheme('', load_from_local, force=True)
     loader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-    # The loaders of torchvision://, open-mmlab:// and their like resolve a name to an address
-    # and hand it to these module-level functions.
-    mmengine_checkpoint.load_from_local = load_from_local
+    # torchvision:// and mmcls:// resolve a name and hand the address to this function.
     mmengine_checkpoint.load_from_http = load_from_http
+    for prefix, function in loader._schemes.items():
+        if prefix not in ('', 'http://', 'https://') and not hasattr(function, _GUARDED):
+            loader._schemes[prefix] = _guarded(function)
+
+
+def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A loader of mmengine's that calls torch.load itself, kept from running code."""
+    @functools.wraps(load)
+    def guarded(filename: str, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        switch = os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+        try:
+            with torch.serialization.safe_globals(_allowed_globals()):
+                return _without_code(load(filename, map_location, *args, **kwargs))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            text = ' '.join(str(error).split())[:200]
+            raise CheckpointError(f'{filename} can\'t be loaded: {type(error).__name__}: {text}'
+                                  ) from error
+        finally:
+            if switch is not None:
+                os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = switch
+
+    setattr(guarded, _GUARDED, True)
+    return guarded
 
 
 # mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by local backend".
@@ -166,6 +200,18 @@ def load_from_http(filename: str, map_location: Any = None, *_: Any, **__: Any) 
     return load_checkpoint_url(filename, map_location)
 
 
+def _existing_file(filename: str | os.PathLike[str]) -> Path:
+    try:
+        path = Path(filename).expanduser()
+        if path.is_file():
+            return path
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null byte
+        raise CheckpointError(f'{filename} is no usable file name: {error}') from error
+    raise CheckpointError(f'{path} is not a file: a checkpoint (.pth) is needed' if exists
+                          else f'no such checkpoint: {path}')
+
+
 def _without_code(checkpoint: Any) -> Any:
     """Drop the one entry that mmengine would execute as Python when resuming."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
@@ -174,24 +220,30 @@ def _without_code(checkpoint: Any) -> Any:
     return checkpoint
 
 
-def _explain(path: Path, error: pickle.UnpicklingError) -> str:
+def _explain(path: Path, error: Exception) -> str:
     """Tell a file that would run code from one that is damaged."""
-    match = re.search(r'GLOBAL ((?:\w+\.)*\w+)', str(error)) or \
-        re.search(r'but got <class \'([\w.]+)\'>', str(error)) or \
-        re.search(r'load unsupported GLOBAL ([\w.]+)', str(error))
+    match = None
+    if isinstance(error, pickle.UnpicklingError):
+        match = re.search(r'GLOBAL ((?:\w+\.)*\w+)', str(error)) or \
+            re.search(r'but got <class \'([\w.]+)\'>', str(error))
     if match:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
                 'which is not on the allow-list; save only its state_dict where you trust the file')
-    return (f'{path} can\'t be read as a checkpoint: it is {_damage(path)}; fetch or save it again')
+    return f'{path} can\'t be read as a checkpoint: it is {_damage(path)}; fetch or save it again'
 
 
 def _damage(path: Path) -> str:
-    with path.open('rb') as file:
-        head = file.read(64)
+    try:
+        with path.open('rb') as file:
+            head = file.read(64)
+    except OSError as error:
+        return f'not readable ({error.strerror})'
     if not head:
         return 'empty'
-    if head.startswith(b'PK') and not zipfile.is_zipfile(path):
-        return 'cut off before its end'
+    if head.startswith(b'PK'):
+        return 'damaged' if zipfile.is_zipfile(path) else 'cut off before its end'
+    if path.suffix == '.safetensors':
+        return 'a safetensors file, which is not supported yet'
     if head.lstrip()[:1] in (b'<', b'{') or head.isascii():
         return 'text, not a checkpoint'
     return 'damaged or no checkpoint of torch'

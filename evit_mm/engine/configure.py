@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from ..errors import ConfigError, UserError
+from ..models import EfficientViT
 
 __all__ = ['add_test_time_augmentation', 'draw_predictions', 'learn_from_scratch', 'leaf_datasets',
            'load_config', 'set_data_root', 'use_amp', 'without_pretrained_weights']
@@ -30,8 +31,12 @@ def load_config(path: str | os.PathLike[str], options: Mapping[str, Any] | None 
     Raises:
         UserError: If there is no such file, or it can't be read or merged.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(path).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        found = False
+    if not found:
         raise UserError(f'no such config: {path}')
     try:
         config = Config.fromfile(path)
@@ -102,8 +107,16 @@ def leaf_datasets(part: Any) -> Iterator[Any]:
 
 
 def learn_from_scratch(config: Config) -> None:
-    """Start from random weights: nothing is downloaded, and BN learns its statistics."""
-    for backbone in _backbones(config.model):
+    """Start from random weights: nothing is downloaded, and BN learns its statistics.
+
+    Raises:
+        ConfigError: If the model has no EfficientViT.
+    """
+    backbones = list(_backbones(config.model))
+    if not backbones:
+        raise ConfigError('--from-scratch finds no backbone of type EfficientViT in the config')
+    config.load_from = None
+    for backbone in backbones:
         backbone['init_cfg'] = None
         backbone['norm_eval'] = False
         backbone['frozen_stages'] = -1
@@ -138,8 +151,9 @@ def draw_predictions(config: Config, folder: str | os.PathLike[str]) -> None:
         raise ConfigError('--show-dir needs default_hooks.visualization in the config, which it '
                           'lacks')
     hook['draw'] = True
+    hook['interval'] = 1
     folder = str(Path(folder).expanduser().resolve())
-    if hook['type'].rpartition('.')[-1] == 'DetVisualizationHook':
+    if 'DetVisualizationHook' in str(hook['type']):
         hook['test_out_dir'] = folder
     else:
         config.visualizer['save_dir'] = folder
@@ -186,7 +200,7 @@ def _evaluate_boxes_only(config: Config) -> None:
 
 def _backbones(model: Any) -> Iterator[Any]:
     if isinstance(model, Mapping):
-        if model.get('type') == 'EfficientViT':
+        if model.get('type') in ('EfficientViT', EfficientViT):
             yield model
         for value in model.values():
             yield from _backbones(value)

@@ -5,6 +5,7 @@ import logging
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ _HOW_TO_GET_DATA = {
 }
 _FALLBACK = ('name the folder that holds the data set with --data-root, or set data_root in the '
              'config')
+_CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')
 _TRY = 'tools/prepare_data.py shapes generates a small set to try things with'
 
 
-def check_files(dataloader: Any) -> None:
+def check_files(dataloader: Any, ignore_unknown_categories: bool = False) -> None:
     """Check that what a dataloader's config names is there.
 
     Args:
         dataloader: The config of one dataloader.
+        ignore_unknown_categories: As in `check_categories`.
 
     Raises:
         UserError: If a folder or annotation file is missing; it says how to get the data.
@@ -45,17 +48,17 @@ def check_files(dataloader: Any) -> None:
     for dataset in leaf_datasets(dataloader):
         kind = str(dataset.get('type', '')).rpartition('.')[-1]
         how = _HOW_TO_GET_DATA.get(kind, _FALLBACK)
+        if _is_remote(dataset):
+            continue  # mmengine's storage backend reports what is missing
         root = Path(dataset.get('data_root') or '')
-        if '://' in str(root):
-            continue  # remote storage; mmengine's backend reports what is missing
         if not root.is_dir():
             raise UserError(f'the data set is not there: {root.absolute()} does not exist; {how}; '
                             f'{_TRY}')
         annotations = dataset.get('ann_file')
         if annotations and not (root / annotations).is_file():
             raise UserError(f'{root / annotations} does not exist; {how}; {_TRY}')
-        if annotations and str(annotations).endswith('.json'):
-            check_categories(root / annotations, dataset)
+        if annotations and _is_coco(kind):
+            check_categories(root / annotations, dataset, ignore_unknown_categories)
         for prefix in (dataset.get('data_prefix') or {}).values():
             folder = root / prefix if prefix else root
             if not folder.is_dir():
@@ -64,11 +67,17 @@ def check_files(dataloader: Any) -> None:
                 raise UserError(f'the folder {folder} is empty; {how}; {_TRY}')
 
 
-def check_categories(path: Path, dataset: Mapping[str, Any]) -> None:
+def check_categories(path: Path, dataset: Mapping[str, Any], ignore_unknown: bool = False
+                     ) -> None:
     """Check that the categories of a COCO file are the classes that the config knows.
 
     MMDetection numbers labels by the file's order and passes over categories that it does not
     know, so a difference in names or order gives wrong labels without a word.
+
+    Args:
+        path: The annotation file.
+        dataset: The data set's config.
+        ignore_unknown: Let the file have categories that the config does not know.
 
     Raises:
         ConfigError: If names or order differ.
@@ -85,9 +94,12 @@ def check_categories(path: Path, dataset: Mapping[str, Any]) -> None:
     mend = (f'set metainfo=dict(classes={tuple(names)!r}) in the config\'s data sets and '
             f'num_classes={len(names)} in its heads')
     unknown = [name for name in names if name not in classes]
-    if unknown:
+    if unknown and ignore_unknown:
+        names = [name for name in names if name in classes]
+    elif unknown:
         raise ConfigError(f'{path} has categories that the config does not know: '
-                          f'{", ".join(unknown[:5])}{" ..." if len(unknown) > 5 else ""}; {mend}')
+                          f'{", ".join(unknown[:5])}{" ..." if len(unknown) > 5 else ""}; '
+                          f'{mend}, or pass --ignore-unknown-categories to train without them')
     absent = [name for name in classes if name not in names]
     if absent:
         raise ConfigError(f'the config\'s classes {absent[:5]} are not among the categories of '
@@ -124,20 +136,21 @@ def built_dataset(build: Callable[[], Any], name: str) -> Any:
 
 
 def _check_images(dataset: Any, name: str) -> None:
-    listings: dict[str, set[str]] = {}
+    listings: dict[str, dict[str, int]] = {}
     missing: list[str] = []
     total = 0
     for path in _image_paths(dataset):
         total += 1
         folder, file = os.path.split(path)
         if folder not in listings:  # one listing is faster than a look at every file
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if file not in listings[folder]:
+            listings[folder] = {entry.name: entry.stat().st_size for entry in os.scandir(folder)
+                                if entry.is_file()} if os.path.isdir(folder) else {}
+        if not listings[folder].get(file):
             missing.append(path)
     if missing:
-        raise UserError(f'{len(missing)} of the {total} images of the {name} data set are missing, '
-                        f'the first is {missing[0]}: fetch them, or take them out of the '
-                        'annotations')
+        raise UserError(f'{len(missing)} of the {total} images of the {name} data set are missing '
+                        f'or empty, the first is {missing[0]}: fetch them, or take them out of '
+                        'the annotations')
 
 
 def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
@@ -146,14 +159,14 @@ def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
     Raises:
         ConfigError: If a head has another number.
     """
-    classes = getattr(dataset, 'metainfo', {}).get('classes')
-    if classes is None:
-        return
+    metainfo = getattr(dataset, 'metainfo', {})
+    classes = metainfo.get('classes')
+    if classes is None or 'thing_classes' in metainfo:
+        return  # panoptic heads have counts of their own
     for path, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
-        is_head = path.endswith('head') or '_head.' in path
-        if is_head and isinstance(count, int) and not path.endswith('rpn_head') \
-                and count != len(classes):
+        is_head = 'head' in path and not any(name in path for name in _CLASS_AGNOSTIC)
+        if is_head and isinstance(count, int) and count != len(classes):
             raise ConfigError(f'{path} predicts {count} classes, but the {name} data set has '
                               f'{len(classes)}: set model.{path}.num_classes={len(classes)}')
 
@@ -181,25 +194,44 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
     wanted = model.state_dict()
     for path, module in model.named_modules():
         if isinstance(module, EfficientViT):
-            prefix = f'{path}.' if path else ''
-            part = {key.removeprefix(prefix): value for key, value in state.items()
-                    if key.startswith(prefix)}
-            translated, report = translate_backbone_state(part, module.state_dict())
-            if not report.complete and (purpose != 'finetune' or part):
-                raise CheckpointError(
-                    f'{source} is not a checkpoint of this config\'s model: its backbone looks '
-                    f'like {describe_weights(part)}, the config\'s is {module.arch_name} '
-                    f'({report})')
-            state = {key: value for key, value in state.items() if key not in
-                     {prefix + key for key in part}}
-            state.update({prefix + key: value for key, value in translated.items()})
+            state = _checked_backbone(module, f'{path}.' if path else '', state, source, purpose)
     differences = _differences(state, wanted)
     if differences and purpose != 'finetune':
         raise CheckpointError(
             f'{source} is not a checkpoint of this config\'s model: {differences}')
+    if not any(key in wanted and wanted[key].shape == state[key].shape for key in state):
+        raise CheckpointError(f'{source} has nothing in common with this config\'s model: '
+                              f'{differences}')
     if differences:
         print_log(f'{source} fits in part, the rest starts anew: {differences}', logger='current',
                   level=logging.WARNING)
+
+
+def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tensor], source: str,
+                      purpose: str) -> dict[str, Tensor]:
+    """The state with the backbone's part under our names.
+
+    Raises:
+        CheckpointError: If that part is of another backbone, or missing.
+    """
+    part = {key.removeprefix(prefix): value for key, value in state.items()
+            if key.startswith(prefix)}
+    translated, report = translate_backbone_state(part, backbone.state_dict())
+    if not part and describe_weights(state) != 'another model':
+        raise CheckpointError(
+            f'{source} holds a backbone alone ({describe_weights(state)}), not a whole model: '
+            'name it in model.backbone.init_cfg.checkpoint')
+    if not report.complete and (part or purpose != 'finetune'):
+        raise CheckpointError(
+            f'{source} is not a checkpoint of this config\'s model: its backbone looks like '
+            f'{describe_weights(part)}, the config\'s is {backbone.arch_name} ({report})')
+    if report.resized and purpose == 'resume':
+        raise CheckpointError(f'{source} can\'t be resumed from with other window_sizes than it '
+                              f'was trained with ({report.resized[0]})')
+    if part:
+        print_log(f'{source}: backbone: {report}', logger='current')
+    return {key: value for key, value in state.items() if not key.startswith(prefix)} | {
+        prefix + key: value for key, value in translated.items()}
 
 
 def log_batch_size(config: Any, world_size: int) -> None:
@@ -238,12 +270,32 @@ def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
                      f'{", ..." if len(keys) > 3 else ""})' for what, keys in lists.items() if keys)
 
 
+def _is_remote(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set's config reads from storage other than local disks."""
+    return not _is_local(dataset.get('backend_args')) or any(
+        '://' in str(dataset.get(key) or '') for key in ('data_root', 'ann_file'))
+
+
+def _is_local(backend_args: Mapping[str, Any] | None) -> bool:
+    return (backend_args or {}).get('backend', 'local') in ('local', 'disk')
+
+
+def _is_coco(kind: str) -> bool:
+    """Whether a data set's type reads categories as CocoDataset does."""
+    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
+
+    found: Any = DATASETS.get(kind)
+    return isinstance(found, type) and issubclass(found, CocoDataset) and \
+        getattr(found, 'load_data_list', None) is CocoDataset.load_data_list
+
+
 def _image_paths(dataset: Any) -> Iterator[str]:
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if any(part is not None for part in inner):
         for part in inner:
             yield from _image_paths(part)
-    elif hasattr(dataset, 'get_data_info'):
+    elif hasattr(dataset, 'get_data_info') and _is_local(getattr(dataset, 'backend_args', None)):
         for index in range(len(dataset)):
             path = dataset.get_data_info(index).get('img_path', '')
             if path and '://' not in path:
@@ -251,13 +303,13 @@ def _image_paths(dataset: Any) -> Iterator[str]:
 
 
 def _classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """The classes of a CocoDataset's config; other kinds have rules of their own."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None and str(dataset.get('type')).rpartition('.')[-1] == 'CocoDataset':
-        from mmdet.datasets import CocoDataset
+    """The classes that a data set's config asks for, or its type's own."""
+    from mmdet.registry import DATASETS
 
-        classes = CocoDataset.METAINFO['classes']
-    return (classes,) if isinstance(classes, str) else classes
+    kind = DATASETS.get(str(dataset.get('type')).rpartition('.')[-1])
+    # Knows the forms that a config may use: a list, one name, a file of names.
+    metainfo = kind._load_metainfo(deepcopy(dict(dataset.get('metainfo') or {})))
+    return metainfo.get('classes')
 
 
 def _read_categories(path: Path) -> list[dict]:

@@ -1,11 +1,14 @@
 """Train and test a config: edit it, check everything, then hand over to mmengine's runner."""
 
+import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -23,30 +26,36 @@ def train(options: Namespace) -> None:
     Raises:
         UserError: If a mistake is found, always before the first step.
     """
-    config = _common_config(options)
-    if options.from_scratch:
-        configure.learn_from_scratch(config)
-    if options.amp:
-        configure.use_amp(config)
-    if options.auto_scale_lr:
-        if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
-            raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
-        config.auto_scale_lr['enable'] = True
-    checkpoint, purpose = _starting_point(config, options.resume)
-    if purpose == 'resume':
-        configure.without_pretrained_weights(config)
-    preflight.check_files(config.train_dataloader)
-    if config.get('val_dataloader'):
-        preflight.check_files(config.val_dataloader)
+    with _explained():
+        config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
+        if options.from_scratch:
+            configure.learn_from_scratch(config)
+        if options.amp:
+            configure.use_amp(config)
+        if options.auto_scale_lr:
+            if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+                raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the '
+                                  'config')
+            config.auto_scale_lr['enable'] = True
+        checkpoint, purpose = _starting_point(config, options.resume)
+        if purpose == 'resume':
+            configure.without_pretrained_weights(config)
+        for name in ('train', 'val'):
+            if config.get(f'{name}_dataloader'):
+                preflight.check_files(config[f'{name}_dataloader'],
+                                      options.ignore_unknown_categories)
 
-    runner = _build_runner(config)
-    preflight.log_batch_size(config, runner.world_size)
-    if checkpoint:
-        preflight.check_checkpoint(_plain_model(runner), checkpoint, purpose=purpose)
-    _check_data(runner, 'train', lambda: runner.train_dataloader.dataset)
-    if config.get('val_dataloader'):
-        _check_data(runner, 'val', lambda: runner.val_dataloader.dataset)
-    runner.train()
+        runner = _build_runner(config)
+        preflight.log_batch_size(config, runner.world_size)
+        if checkpoint:
+            preflight.check_checkpoint(_plain_model(runner), checkpoint, purpose=purpose)
+        _check_data(runner, 'train')
+        if config.get('val_dataloader'):
+            _check_data(runner, 'val')
+    started = _StartMark()
+    runner.register_hook(started, priority='VERY_LOW')
+    with _explained(until=started):
+        runner.train()
 
 
 def test(options: Namespace) -> dict[str, float]:
@@ -58,44 +67,82 @@ def test(options: Namespace) -> dict[str, float]:
     Raises:
         UserError: If a mistake is found, always before the first image.
     """
-    config = _common_config(options)
-    config.load_from = options.checkpoint
-    config.resume = False
-    if options.show_dir:
-        configure.draw_predictions(config, options.show_dir)
-    if options.tta:
-        configure.add_test_time_augmentation(config)
-    if options.out:
-        _store_predictions(config, options.out)
-    preflight.check_files(config.test_dataloader)
+    with _explained():
+        config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))
+        config.load_from = options.checkpoint
+        config.resume = False
+        if options.show_dir:
+            configure.draw_predictions(config, _writable_folder(
+                Path(options.show_dir).expanduser().resolve(), '--show-dir'))
+        if options.tta:
+            configure.add_test_time_augmentation(config)
+        if options.out:
+            _store_predictions(config, options.out)
+        preflight.check_files(config.test_dataloader, options.ignore_unknown_categories)
 
-    runner = _build_runner(config)
-    preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
-    _check_data(runner, 'test', lambda: runner.test_dataloader.dataset)
-    return runner.test()
+        runner = _build_runner(config)
+        preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
+        _check_data(runner, 'test')
+    started = _StartMark()
+    runner.register_hook(started, priority='VERY_LOW')
+    with _explained(until=started):
+        return runner.test()
 
 
-def _common_config(options: Namespace) -> Config:
+class _StartMark(Hook):
+    """Notes that data flows: what fails from then on is no mistake in the config."""
+
+    set = False
+
+    def before_train_iter(self, *_: Any, **__: Any) -> None:
+        self.set = True
+
+    before_test_iter = before_train_iter
+
+
+@contextmanager
+def _explained(until: _StartMark | None = None) -> Iterator[None]:
+    """Turn what a config's mistakes raise, in mmengine or anywhere below, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if until is not None and until.set:
+            raise
+        text = ' '.join(str(error.args[0] if error.args else error).split())
+        raise ConfigError(f'the config can\'t be used as it is: {type(error).__name__}: {text} '
+                          '(EVIT_MM_TRACEBACK=1 shows where)') from error
+
+
+def _common_config(options: Namespace, needed: tuple[str, ...]) -> Config:
     config = configure.load_config(options.config, options.cfg_options)
+    lacking = [name for name in needed if not config.get(name)]
+    if lacking:
+        raise ConfigError(f'{options.config} has no {", ".join(lacking)}: it is a part of a config '
+                          'to inherit from, or one for something else')
     if options.data_root:
         configure.set_data_root(config, options.data_root)
     if options.work_dir:
         config.work_dir = options.work_dir
     elif not config.get('work_dir'):
         config.work_dir = str(Path('work_dirs') / Path(options.config).stem)
-    _check_work_dir(Path(config.work_dir))
+    _writable_folder(Path(config.work_dir), '--work-dir')
     if options.seed is not None:
         config.randomness = dict(config.get('randomness') or {}, seed=options.seed)
     prepare_processes(config, options.launcher)
     return config
 
 
-def _check_work_dir(folder: Path) -> None:
+def _writable_folder(folder: Path, flag: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, 'not writable')
     except OSError as error:
-        raise UserError(f'the work directory {folder} can\'t be made ({error.strerror}): name '
-                        'another with --work-dir') from error
+        raise UserError(f'{flag}: {folder} can\'t be written to ({error.strerror}); name another '
+                        'folder') from error
+    return folder
 
 
 def _starting_point(config: Config, resume: str | None) -> tuple[str | None, str]:
@@ -111,17 +158,12 @@ def _starting_point(config: Config, resume: str | None) -> tuple[str | None, str
 
 
 def _build_runner(config: Config) -> Runner:
-    try:
-        return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except UserError:
-        raise
-    except (KeyError, TypeError, AssertionError, ImportError, ValueError) as error:
-        text = ' '.join(str(error.args[0] if error.args else error).split())
-        raise ConfigError(f'the config can\'t be built: {text}') from error
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 
-def _check_data(runner: Runner, name: str, build: Callable[[], Any]) -> None:
-    dataset = preflight.built_dataset(build, name)
+def _check_data(runner: Runner, name: str) -> None:
+    loop = getattr(runner, f'{name}_loop')  # built at the first look, with its metrics
+    dataset = preflight.built_dataset(lambda: loop.dataloader.dataset, name)
     preflight.check_classes(_plain_model(runner), dataset, name)
 
 
@@ -139,6 +181,7 @@ def _store_predictions(config: Config, out: str) -> None:
     if config.get('default_scope') == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise UserError(f'--out {out}: name a .pkl file for the predictions')
+        _writable_folder(Path(out).expanduser().absolute().parent, '--out')
         evaluators.append(dict(type='DumpDetResults', out_file_path=out))
     else:
         evaluators[0].update(output_dir=out, keep_results=True)

@@ -17,7 +17,7 @@ from .efficientvit_fpn import EfficientViTFPN, channel_mismatch
 
 __all__ = ['install']
 
-_HEADS = ('bbox_head', 'rpn_head')
+_HEADS = ('bbox_head', 'rpn_head', 'roi_head')
 _installed: list[Any] = []
 
 
@@ -60,6 +60,13 @@ def _check_head(neck: EfficientViTFPN, head: nn.Module) -> None:
             f'EfficientViTFPN gives strides {list(neck.out_strides)}: set '
             'num_extra_trans_convs and num_outs of the neck, or the strides of the head\'s '
             'prior generator')
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        levels = list(getattr(getattr(head, name, None), 'featmap_strides', []))
+        if levels != list(neck.out_strides[:len(levels)]):
+            raise ConfigError(
+                f'the {name} of {type(head).__name__} pools from strides {levels}, but '
+                f'EfficientViTFPN gives strides {list(neck.out_strides)}: set the extractor\'s '
+                'featmap_strides, or num_extra_trans_convs of the neck')
     width = getattr(head, 'in_channels', neck.out_channels)
     if isinstance(width, int) and width != neck.out_channels:
         raise ConfigError(f'{type(head).__name__} is built for in_channels={width}, but '

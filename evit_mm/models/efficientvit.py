@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import LAYOUTS, load_backbone_weights, translate_backbone_state
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .attention import CascadedGroupAttention
 from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite
 
@@ -91,6 +91,10 @@ class Arch:
         if unknown or missing:
             raise ConfigError(f'arch={dict(arch)!r}: unknown keys {unknown}, missing keys '
                               f'{missing}; the keys are {known}, the first three are needed')
+        for key, value in arch.items():
+            if key != 'ffn_ratio' and not (isinstance(value, list | tuple) and all(
+                    isinstance(number, int) for number in value)):
+                raise ConfigError(f'arch: {key}={value!r} must be a list of whole numbers')
         fields: dict[str, Any] = {key: value if key == 'ffn_ratio' else tuple(value)
                                   for key, value in arch.items()}
         return cls(**fields)
@@ -216,8 +220,12 @@ def _checkpointed(step: nn.Module, x: Tensor) -> Tensor:
     """Run ``step`` without keeping its activations; the backward pass runs it again.
 
     Non-reentrant, because the other kind breaks under DistributedDataParallel. The second run
-    must not count in the running statistics of BN.
+    must not count in the running statistics of BN. torch.compile takes no such context, so there
+    a step with learning BN keeps its activations.
     """
+    if torch.compiler.is_compiling():
+        learning = any(isinstance(m, _BatchNorm) and m.training for m in step.modules())
+        return step(x) if learning else checkpoint(step, x, use_reentrant=False)
     return checkpoint(step, x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _frozen_statistics(step)))
 
@@ -290,15 +298,21 @@ class EfficientViT(BaseModule):
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ConfigError(f'frozen_stages={frozen_stages!r} must be -1 (nothing), 0 (the stem) '
                               f'or 1 to {NUM_STAGES} (stem and stages)')
-        if not 0 <= drop_path_rate < 1:
+        if not isinstance(drop_path_rate, int | float) or not 0 <= drop_path_rate < 1:
             raise ConfigError(f'drop_path_rate={drop_path_rate!r} must be in [0, 1)')
         self.window_sizes = _checked_windows(window_sizes)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         norm_cfg = norm_cfg or dict(type='BN')
+        if not isinstance(norm_cfg, Mapping) or 'type' not in norm_cfg:
+            raise ConfigError(f"norm_cfg={norm_cfg!r} must be a dict such as dict(type='BN')")
+        if isinstance(init_cfg, str):
+            raise ConfigError(f'init_cfg={init_cfg!r} must be a dict: '
+                              f"dict(type='Pretrained', checkpoint={init_cfg!r})")
 
         dims, heads = self.arch.embed_dims, self.arch.num_heads
-        drop_rates = torch.linspace(0, drop_path_rate, sum(self.arch.depths)).tolist()
+        num_blocks = sum(self.arch.depths)
+        drop_rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stem = Stem(dims[0], norm_cfg=norm_cfg)
         self.stages = nn.ModuleList()
         for i in range(self.out_indices[-1] + 1):
@@ -353,12 +367,16 @@ class EfficientViT(BaseModule):
             CheckpointError: If they can't be had, or do not fit.
         """
         pretrained = self.init_cfg
+        if isinstance(pretrained, list | tuple) and len(pretrained) == 1:
+            pretrained = pretrained[0]
         if not (isinstance(pretrained, Mapping) and pretrained.get('type') == 'Pretrained'):
             super().init_weights()
             return
         source = pretrained['checkpoint']
         loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        report = load_backbone_weights(self, loaded, source=source, describe=describe_weights)
+        report = load_backbone_weights(self, loaded, source=source,
+                                       prefix=pretrained.get('prefix') or '',
+                                       describe=describe_weights)
         print_log(f'EfficientViT: {source}: {report}', logger='current', level=logging.INFO)
         self._is_init = True
 
@@ -371,16 +389,27 @@ class EfficientViT(BaseModule):
 
 
 def _accept_published_layouts(module: nn.Module, state_dict: dict, prefix: str,
-                              *_: Any) -> None:
-    """Let every `load_state_dict` take every published layout, whatever contains the backbone."""
+                              local_metadata: dict, strict: bool, *_: Any) -> None:
+    """Let every `load_state_dict` take every published layout, whatever contains the backbone.
+
+    Raises:
+        CheckpointError: If there are weights for the backbone that it can't take in full. mmengine
+            would log that and go on with random ones.
+    """
     own = {key: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
-    translated, report = translate_backbone_state(
-        {key.removeprefix(prefix): value for key, value in own.items()}, module.state_dict())
+    if not own:
+        return
+    state = {key.removeprefix(prefix): value for key, value in own.items()}
+    translated, report = translate_backbone_state(state, module.state_dict())
+    place = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
+    if strict and not report.complete:
+        raise CheckpointError(f'{place} can\'t take these weights, which look like '
+                              f'{describe_weights(state)}: {report}')
     for key in own:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in translated.items()})
     if report.layout != LAYOUTS[0].name or report.resized:
-        print_log(f'{prefix or "EfficientViT: "}{report}', logger='current', level=logging.INFO)
+        print_log(f'{place}: {report}', logger='current', level=logging.INFO)
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
@@ -408,24 +437,29 @@ def _widths_and_depths(state: Mapping[str, Tensor], published_key: Callable[[str
             return None
         depths.append(depth)
         dims.append(state[published_key(block.format(i, 0) + 'proj.conv.weight')].shape[0])
-        heads.append(state[published_key(block.format(i, 0) + 'attention_biases')].shape[0])
-    kernel = state[published_key(block.format(0, 0) + 'query_conv.0.conv.weight')].shape[-1]
-    return tuple(dims), tuple(depths), tuple(heads), kernel
+        biases = state.get(published_key(block.format(i, 0) + 'attention_biases'))
+        heads.append(biases.shape[0] if biases is not None else 0)
+    kernel = state.get(published_key(block.format(0, 0) + 'query_conv.0.conv.weight'))
+    side = kernel.shape[-1] if kernel is not None else 0
+    return tuple(dims), tuple(depths), tuple(heads), side
 
 
 def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:
-    values = (values,) if isinstance(values, int) else tuple(values)
-    if any(value not in choices for value in values):
-        raise ConfigError(f'{name}={values} is out of range: choose from {list(choices)}')
-    if list(values) != sorted(set(values)):
-        raise ConfigError(f'{name}={values} must rise, without repeats')
-    return values
+    if not isinstance(values, int | list | tuple):
+        raise ConfigError(f'{name}={values!r} must be a list out of {list(choices)}')
+    checked = (values,) if isinstance(values, int) else tuple(values)
+    if any(value not in choices for value in checked):
+        raise ConfigError(f'{name}={checked} is out of range: choose from {list(choices)}')
+    if list(checked) != sorted(set(checked)):
+        raise ConfigError(f'{name}={checked} must rise, without repeats')
+    return checked
 
 
 def _checked_windows(window_sizes: int | Sequence[int]) -> tuple[int, ...]:
-    windows = ((window_sizes,) * NUM_STAGES if isinstance(window_sizes, int)
-               else tuple(window_sizes))
-    if len(windows) != NUM_STAGES or any(size < 1 for size in windows):
+    windows: tuple[Any, ...] = (tuple(window_sizes) if isinstance(window_sizes, list | tuple)
+                                else (window_sizes,) * NUM_STAGES)
+    if len(windows) != NUM_STAGES or not all(isinstance(size, int) and size > 0
+                                             for size in windows):
         raise ConfigError(f'window_sizes={window_sizes!r} must be one positive number, or '
                           f'{NUM_STAGES} of them, one per stage')
     return windows

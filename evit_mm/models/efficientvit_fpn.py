@@ -53,6 +53,9 @@ class EfficientViTFPN(BaseModule):
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg or dict(
             type='Xavier', layer=['Conv2d', 'ConvTranspose2d'], distribution='uniform'))
+        if not isinstance(in_channels, list | tuple):
+            raise ConfigError(f'EfficientViTFPN: in_channels={in_channels!r} must be a list, one '
+                              'number per input map')
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
         self.num_extra_trans_convs = num_extra_trans_convs
@@ -108,11 +111,13 @@ class EfficientViTFPN(BaseModule):
     def _check_arguments(self, num_outs: int | None) -> None:
         if not self.in_channels:
             raise ConfigError('EfficientViTFPN: in_channels is empty')
+        if self.out_channels < 1:
+            raise ConfigError(f'EfficientViTFPN: out_channels={self.out_channels} must be positive')
         if self.num_extra_trans_convs < 0:
             raise ConfigError(f'EfficientViTFPN: num_extra_trans_convs='
                               f'{self.num_extra_trans_convs} must not be negative')
-        expected = tuple(self.in_strides[0] * 2 ** i for i in range(len(self.in_channels)))
-        if self.in_strides != expected:
+        finest = self.in_strides[0] if self.in_strides else 16
+        if self.in_strides != tuple(finest * 2 ** i for i in range(len(self.in_channels))):
             raise ConfigError(f'EfficientViTFPN: in_strides={self.in_strides} must double from '
                               f'each of the {len(self.in_channels)} input maps to the next')
         if self.in_strides[0] % 2 ** self.num_extra_trans_convs:

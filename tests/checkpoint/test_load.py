@@ -119,6 +119,24 @@ def test_init_cfg_loads_and_reports(tmp_path, monkeypatch):
     assert torch.equal(model.state_dict()[key], source.state_dict()[key])
 
 
+@pytest.mark.parametrize('prefix', ['teacher.backbone', 'teacher.backbone.'])
+def test_init_cfg_takes_a_prefix_and_a_list(tmp_path, prefix):
+    source = randomised()
+    torch.save({f'teacher.backbone.{key}': value for key, value in as_published(source).items()},
+               tmp_path / 'teacher.pth')
+    model = EfficientViT('m0', init_cfg=[dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'teacher.pth'), prefix=prefix)])
+    model.init_weights()
+    assert torch.equal(model.stem[0].conv.weight, source.stem[0].conv.weight)
+
+
+def test_mmengine_can_not_go_on_with_half_a_backbone(tmp_path):
+    """Its loader only logs what does not fit."""
+    torch.save(as_published(randomised('m4')), tmp_path / 'm4.pth')
+    with pytest.raises(CheckpointError, match='look like m4 in the Microsoft layout'):
+        load_checkpoint(EfficientViT('m0'), str(tmp_path / 'm4.pth'))
+
+
 def test_unexplained_missing_and_misshapen_tensors_are_errors():
     target = EfficientViT('m0')
     good = as_published(randomised())

@@ -175,7 +175,7 @@ MISSING = {
 def test_a_missing_operator_is_named_when_it_is_called(name):
     with pytest.raises(mmcv_ops.MissingOpError, match=f"mmcv op '{name}' is not available") as info:
         MISSING[name]()
-    assert 'mim install "mmcv>=2.0.0rc4,<2.2.0"' in str(info.value)
+    assert 'pip install mmcv==2.1.0' in str(info.value)
     assert torch.__version__ in str(info.value)
 
 

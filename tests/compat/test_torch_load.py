@@ -118,9 +118,45 @@ def test_missing_files_and_folders(tmp_path):
         load_checkpoint_file(tmp_path)
 
 
+@pytest.mark.parametrize('kept', range(2, 2000, 97))
+def test_files_of_the_older_format_cut_anywhere(tmp_path, kept):
+    torch.save({'w': torch.randn(300)}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    (tmp_path / 'old.pth').write_bytes((tmp_path / 'old.pth').read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match='old.pth'):
+        load_checkpoint_file(tmp_path / 'old.pth')
+
+
+def test_names_that_are_none():
+    for name in ('x' * 300, '~nosuchuser/x.pth', 'a\0b'):
+        with pytest.raises(CheckpointError):
+            load_checkpoint_file(name)
+
+
+def test_other_schemes_run_no_code_either(hostile, monkeypatch):
+    """open-mmlab:// may name a local file, which mmengine hands to torch.load itself."""
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setattr(mmengine_checkpoint, 'get_external_models',
+                        lambda: {'evil': hostile.name})
+    monkeypatch.setattr(mmengine_checkpoint, '_get_mmengine_home', lambda: str(hostile.parent))
+    with pytest.raises(CheckpointError, match='open-mmlab://evil can.t be loaded'):
+        CheckpointLoader.load_checkpoint('open-mmlab://evil')
+    assert not (hostile.parent / 'owned').exists()
+    for name in ('torchvision://no_such_model', 'open-mmlab://no_such_model', 's3://bucket/a.pth'):
+        with pytest.raises(CheckpointError):
+            CheckpointLoader.load_checkpoint(name)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     files: dict = {}
     requests: list = []
+    cut = False  # end the connection halfway
+
+    def do_HEAD(self):
+        self.send_response(200 if self.path in self.files else 404)
+        self.send_header('Content-Length', str(len(self.files.get(self.path, b''))))
+        self.end_headers()
 
     def do_GET(self):
         self.requests.append(self.path)
@@ -131,7 +167,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content[:len(content) // 2] if self.cut else content)
 
     def log_message(self, *_):
         pass
@@ -182,3 +218,20 @@ def test_failed_downloads_leave_nothing(server, tmp_path):
             load_checkpoint_url(url)
         assert url in str(error.value) and fragment in str(error.value)
     assert [path for path in (tmp_path / 'hub').rglob('*') if path.suffix == '.pth'] == []
+
+
+def test_a_connection_that_ends_early_is_no_download(server, tmp_path, monkeypatch):
+    torch.save({'w': torch.ones(20000)}, tmp_path / 'good.pth')
+    _Handler.files = {'/good.pth': (tmp_path / 'good.pth').read_bytes()}
+    monkeypatch.setattr(_Handler, 'cut', True)
+    with pytest.raises(CheckpointError, match='could not download'):
+        load_checkpoint_url(f'{server}/good.pth')
+    assert [path.suffix for path in (tmp_path / 'hub').rglob('*') if path.is_file()] == ['.lock']
+    monkeypatch.setattr(_Handler, 'cut', False)
+    assert torch.equal(load_checkpoint_url(f'{server}/good.pth')['w'], torch.ones(20000))
+
+
+@pytest.mark.parametrize('url', ['http://127.0.0.1:abc/x.pth', 'http://127.0.0.1/', 'http://[/x.pth'])
+def test_malformed_addresses(url):
+    with pytest.raises(CheckpointError):
+        load_checkpoint_url(url)

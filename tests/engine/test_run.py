@@ -74,7 +74,7 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
         assert len(pickle.load(file)) == 4
 
     augmented = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
-                     '--tta', '--cfg-options', *TRAINING, *RETINANET, 'tta_pipeline=None',
+                     '--tta', '--cfg-options', *TRAINING, *RETINANET,
                      cwd=tmp_path)
     assert augmented.returncode == 0, augmented.stderr
     assert (tmp_path / 'work_dirs' / config_file.stem).is_dir()
@@ -167,6 +167,10 @@ def test_distributed_scripts(repository, config_file, shapes, tmp_path):
         env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'})
     assert tested.returncode == 0, tested.stderr
     assert re.search(r'bbox_mAP_copypaste', tested.stdout)
+    nowhere = subprocess.run([script, 'nowhere.py', '2'], capture_output=True, text=True,
+                             timeout=120, env={**os.environ, 'PYTHON': sys.executable})
+    assert nowhere.returncode == 2 and 'error: no such config: nowhere.py' in nowhere.stderr
+    assert 'Traceback' not in nowhere.stderr
     wrong = subprocess.run([script, config_file], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and 'number of processes is missing' in wrong.stderr
 
@@ -197,6 +201,13 @@ def mistake(capsys, monkeypatch, tmp_path):
     (['--data-root', 'SHAPES', '--cfg-options', 'model.backbone.depth=50'], ['depth']),
     (['--data-root', 'SHAPES', '--cfg-options', 'model.bbox_head.num_classes=80'],
      ['80 classes', 'has 4']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'optim_wrapper.optimizer.type=AdamWW'],
+     ['config can\'t be used as it is']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'optim_wrapper.optimizer.lrr=1'], ['lrr']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'param_scheduler.0.type=LinLR'], ['LinLR']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'train_dataloader=5'],
+     ['config can\'t be used as it is']),
+    (['--data-root', 'SHAPES', '--cfg-options', 'val_evaluator.metric=box'], ['box']),
     (['--data-root', 'SHAPES', '--launcher', 'pytorch'], ['torchrun']),
     (['--data-root', 'SHAPES', '--work-dir', 'FILE'], ['FILE', '--work-dir']),
     pytest.param(['--data-root', 'SHAPES', '--amp'], ['--amp needs a CUDA GPU'],
@@ -231,6 +242,8 @@ def test_mistakes_in_configs(mistake, repository, shapes):
     sentence = mistake(train_parser, train, repository / 'configs' / 'retinanet_evit_m4_coco.py',
                        '--data-root', shapes)
     assert 'circle, square, triangle, star' in sentence
+    part = repository / 'configs' / '_base_' / 'schedule_1x_adamw.py'
+    assert 'has no model, train_dataloader' in mistake(train_parser, train, part)
     with pytest.raises(SystemExit, match='2'):  # argparse's own way out
         train_parser().parse_args(['config.py', '--cfg-options', 'model'])
 
@@ -244,8 +257,14 @@ def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'other.pth').read_bytes()[:5000])
     torch.save({'state_dict': {'a': torch.zeros(1)}, 'x': Hostile()}, tmp_path / 'hostile.pth')
     data = ['--data-root', shapes]
+    torch.save({'model': EfficientViT('m0').state_dict()}, tmp_path / 'classifier.pth')
+    torch.save({'state_dict': {'foo': torch.zeros(3), 7: torch.zeros(1)}}, tmp_path / 'foo.pth')
+    for name, fragment in (('classifier.pth', 'holds a backbone alone (m0 in the evit-mm layout)'),
+                           ('foo.pth', 'nothing in common')):
+        assert fragment in mistake(train_parser, train, config_file, *data, '--cfg-options',
+                                   f'load_from={name}')
     for name, fragments in (('none.pth', ['no such checkpoint: none.pth']),
-                            ('other.pth', ['other.pth is not a checkpoint of this config']),
+                            ('other.pth', ['other.pth holds a backbone alone (m1']),
                             ('cut.pth', ['cut.pth', 'cut off']),
                             ('hostile.pth', ['hostile.pth is refused', 'run code'])):
         sentence = mistake(test_parser, test, config_file, name, *data)

@@ -54,3 +54,12 @@ def test_stock_fpn_from_the_stem(model):
     built = MODELS.build(model)
     assert isinstance(built.backbone, EfficientViT)
     assert built.backbone.out_strides == (8, 16, 32, 64)
+
+
+def test_extractors_that_pool_from_other_strides(repository):
+    init_default_scope('mmdet')
+    model = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py').model
+    model.neck.num_extra_trans_convs = 1
+    model.rpn_head.anchor_generator.strides = [8, 16, 32, 64, 128]
+    with pytest.raises(ConfigError, match=r'bbox_roi_extractor.*\[4, 8, 16, 32\].*\[8, 16'):
+        MODELS.build(model)

@@ -189,6 +189,31 @@ def test_compiles_in_one_graph():
                 assert relative_error(a, b) < 1e-5
 
 
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_compiles_with_recomputed_activations(norm_eval):
+    model = randomise(EfficientViT(TINY, with_cp=True, norm_eval=norm_eval)).train()
+    plain = copy.deepcopy(model)
+    image = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    sum(x.square().mean() for x in compiled(image)).backward()
+    sum(x.square().mean() for x in plain(image)).backward()
+    for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+    for (name, a), b in zip(model.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(a, b[1], msg=name)
+
+
+def test_copies_and_averages_load_their_own_weights():
+    """EMA copies the model; the copy must fill itself, not the original."""
+    model = EfficientViT(TINY)
+    average = copy.deepcopy(model)
+    state = randomise(EfficientViT(TINY, window_sizes=8)).state_dict()
+    before = copy.deepcopy(model.state_dict())
+    average.load_state_dict(state)
+    assert torch.equal(average.stem[0].conv.weight, state['stem.0.conv.weight'])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize('window', [4, 8, (7, 7, 4)])
 def test_windows_of_other_sizes_take_the_same_weights(window):
     model = EfficientViT('m0', window_sizes=window).eval()
@@ -235,6 +260,13 @@ def test_one_class_for_every_sibling():
     (dict(window_sizes=0), ['0']),
     (dict(window_sizes=(7, 7)), ['(7, 7)', '3']),
     (dict(drop_path_rate=1.0), ['1.0']),
+    (dict(drop_path_rate='a'), ["'a'"]),
+    (dict(window_sizes=7.5), ['7.5']),
+    (dict(out_indices=None), ['out_indices=None']),
+    (dict(arch={**TINY, 'depths': 3}), ['depths=3']),
+    (dict(arch={**TINY, 'embed_dims': 'abc'}), ["embed_dims='abc'"]),
+    (dict(norm_cfg='BN'), ["norm_cfg='BN'", 'dict']),
+    (dict(init_cfg='x.pth'), ["dict(type='Pretrained', checkpoint='x.pth')"]),
 ])
 def test_bad_values_name_themselves_and_the_choices(options, fragments):
     with pytest.raises(ConfigError) as error:

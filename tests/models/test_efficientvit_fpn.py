@@ -96,6 +96,9 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize('options,fragments', [
     (dict(in_channels=()), ['empty']),
+    (dict(in_channels=64), ['64', 'list']),
+    (dict(in_channels=(8, 16), out_channels=0), ['out_channels=0']),
+    (dict(in_channels=(8, 16), in_strides=()), ['in_strides=()']),
     (dict(in_channels=(8, 16), num_extra_trans_convs=-1), ['-1']),
     (dict(in_channels=(8, 16), num_extra_trans_convs=5), ['5', '16']),
     (dict(in_channels=(8, 16), num_outs=1), ['num_outs=1', '2 input maps']),
