@@ -32,6 +32,6 @@ from torch.distributed.run import main
 try:
     main()
 except ChildFailedError as error:
-    sys.exit(max(abs(failure.exitcode) for failure in error.failures.values()))
+    sys.exit(abs(error.get_first_failure()[1].exitcode))  # the others were stopped by it
 ' "${where[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "${positional[@]}" --launcher pytorch "$@"

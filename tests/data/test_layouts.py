@@ -98,14 +98,17 @@ class TestCocoAnnotations:
 
     def test_mmdet_loads_it(self, coco, coco_root):
         from mmdet.datasets import CocoDataset
+        from mmengine.registry import init_default_scope
+
+        init_default_scope('mmdet')
 
         dataset = CocoDataset(
             data_root=str(coco_root), ann_file='annotations/instances_train2017.json',
             data_prefix=dict(img='train2017/'), metainfo=dict(classes=SHAPE_CLASSES),
-            pipeline=[dict(type='mmdet.LoadImageFromFile'),
-                      dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-                      dict(type='mmdet.Resize', scale=(64, 64), keep_ratio=True),
-                      dict(type='mmdet.PackDetInputs')])
+            pipeline=[dict(type='LoadImageFromFile'),
+                      dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+                      dict(type='Resize', scale=(64, 64), keep_ratio=True),
+                      dict(type='PackDetInputs')])
         assert len(dataset) == 11
         counts = [len(dataset[index]['data_samples'].gt_instances)
                   for index in range(len(dataset))]
@@ -149,14 +152,17 @@ class TestAdeLayout:
         assert image.shape == (*labels.shape, 3)
 
     def test_mmseg_loads_it_and_names_the_classes_alike(self, ade_root):
+        from mmengine.registry import init_default_scope
         from mmseg.datasets import ADE20KDataset
+
+        init_default_scope('mmseg')
 
         dataset = ADE20KDataset(
             data_root=str(ade_root),
             data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-            pipeline=[dict(type='mmseg.LoadImageFromFile'),
-                      dict(type='mmseg.LoadAnnotations', reduce_zero_label=True),
-                      dict(type='mmseg.PackSegInputs')])
+            pipeline=[dict(type='LoadImageFromFile'),
+                      dict(type='LoadAnnotations', reduce_zero_label=True),
+                      dict(type='PackSegInputs')])
         assert len(dataset) == 11
         names = dataset.metainfo['classes']
         assert len(names) == 150
