@@ -85,3 +85,12 @@ def test_config_builds_learns_and_predicts(path):
         results = model(**data, mode='predict')
         assert len(results) == 2 and hasattr(results[0].pred_instances, 'scores')
         assert model(**data, mode='tensor') is not None
+
+
+def test_the_config_of_the_readme_builds(repository, tmp_path):
+    text = (repository / 'README.md').read_text()
+    (tmp_path / 'own.py').write_text(text.split('```python\n')[1].split('```')[0])
+    config = Config.fromfile(tmp_path / 'own.py')
+    init_default_scope(config.default_scope)
+    assert config.model.backbone.pop('init_cfg').checkpoint == 'efficientvit_m4.pth'
+    assert MODELS.build(config.model).neck.out_strides == (8, 16, 32, 64, 128)
