@@ -1,19 +1,22 @@
-# make demo   trains a small detector on generated images, tests it and draws what it sees
-# make test   lint, types and tests
-# Both make their own environment in .venv first. Needs Python 3.10 to 3.12, git and a package index.
+# make demo       trains a small detector on generated images, tests it and draws what it sees
+# make demo-seg   the same with a segmentor
+# make test       lint, types and tests
+# All make their own environment in .venv first. Needs Python 3.10 to 3.12, git and a package index.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/retinanet_evit_m0_shapes.py
+DEMO_SEG := work_dirs/demo-seg
+DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
 # The first Python that fits; `make PYTHON=/path/to/python3.11 demo` overrides it.
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-slow lint install lock clean
+.PHONY: demo demo-seg test test-slow lint install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -22,6 +25,13 @@ demo: install
 	$(BIN)/python tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) \
 		--show-dir $(DEMO)/pictures
 	@echo "Pictures, true boxes on the left and predicted ones on the right: $(DEMO)/pictures"
+
+demo-seg: install
+	$(BIN)/python tools/prepare_data.py shapes --out data/shapes --layout ade
+	$(BIN)/python tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG) --seed 0
+	$(BIN)/python tools/test.py $(DEMO_SEG_CONFIG) $$(cat $(DEMO_SEG)/last_checkpoint) \
+		--work-dir $(DEMO_SEG) --show-dir $(DEMO_SEG)/pictures
+	@echo "Pictures, true classes on the left and predicted ones on the right: $(DEMO_SEG)/pictures"
 
 test: lint
 	$(BIN)/python -m pytest

@@ -9,9 +9,8 @@ __all__ = ['prepare']
 
 _GENERATORS = {'coco': generate_coco, 'ade': generate_ade}
 _NEXT_STEPS = {
-    'coco': 'tools/train.py configs/retinanet_evit_m0_shapes.py --data-root {quoted}',
-    'ade': 'use it in an MMSegmentation config: data_root={root!r}, reduce_zero_label=True '
-           '(ADE20KDataset, its 150 classes)',
+    'coco': 'tools/train.py configs/retinanet_evit_m0_shapes.py --data-root {root}',
+    'ade': 'tools/train.py configs/upernet_evit_m0_shapes.py --data-root {root}',
 }
 
 
@@ -38,4 +37,4 @@ def _print_summary(data: PreparedData) -> None:
         found = f', {data.annotations[split]} annotations' if data.annotations else ''
         print(f'  {split}: {images} images{found}')
     print(f'  classes: {", ".join(data.classes)}')
-    print(f'  next: {_NEXT_STEPS[data.layout].format(root=root, quoted=shlex.quote(root))}')
+    print(f'  next: {_NEXT_STEPS[data.layout].format(root=shlex.quote(root))}')

@@ -6,7 +6,10 @@ training step. torch tells when a module becomes part of another, so a mistake c
 construction instead, in stock and in own detectors and segmentors alike.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -17,8 +20,22 @@ from .efficientvit_fpn import EfficientViTFPN, channel_mismatch
 
 __all__ = ['install']
 
-_HEADS = ('bbox_head', 'rpn_head', 'roi_head')
+_DETECTION_HEADS = ('bbox_head', 'rpn_head', 'roi_head')
+_SEGMENTATION_HEADS = ('decode_head', 'auxiliary_head')
 _installed: list[Any] = []
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What a head is given: by whom, and each map's channels and stride, finest first."""
+
+    giver: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+# A segmentor with several heads registers an empty list first and fills it afterwards.
+_lists_of_heads: WeakKeyDictionary[nn.Module, _Maps] = WeakKeyDictionary()
 
 
 def install() -> None:
@@ -28,14 +45,21 @@ def install() -> None:
 
 
 def _check_part(parent: nn.Module, name: str, part: nn.Module | None) -> None:
-    if name == 'neck' and part is not None:
-        backbone = parent._modules.get('backbone')
-        if isinstance(backbone, EfficientViT):
-            _check_neck(backbone, part)
-    elif name in _HEADS and part is not None:
-        neck = parent._modules.get('neck')
-        if isinstance(neck, EfficientViTFPN):
-            _check_head(neck, part)
+    if part is None:
+        return
+    backbone, neck = parent._modules.get('backbone'), parent._modules.get('neck')
+    if name == 'neck' and isinstance(backbone, EfficientViT):
+        _check_neck(backbone, part)
+    elif name in _DETECTION_HEADS and isinstance(neck, EfficientViTFPN):
+        _check_detection_head(neck, part)
+    elif name in _SEGMENTATION_HEADS:
+        maps = _maps_for_heads(backbone, neck)
+        if maps is not None and isinstance(part, nn.ModuleList):
+            _lists_of_heads[part] = maps
+        elif maps is not None:
+            _check_segmentation_head(maps, name, part)
+    elif parent in _lists_of_heads:
+        _check_segmentation_head(_lists_of_heads[parent], f'head {name}', part)
 
 
 def _check_neck(backbone: EfficientViT, neck: nn.Module) -> None:
@@ -51,7 +75,7 @@ def _check_neck(backbone: EfficientViT, neck: nn.Module) -> None:
             f'in_strides={list(backbone.out_strides)}')
 
 
-def _check_head(neck: EfficientViTFPN, head: nn.Module) -> None:
+def _check_detection_head(neck: EfficientViTFPN, head: nn.Module) -> None:
     generator = getattr(head, 'prior_generator', None)
     strides = [tuple(stride) for stride in getattr(generator, 'strides', [])]
     if strides and strides != [(stride, stride) for stride in neck.out_strides]:
@@ -71,3 +95,41 @@ def _check_head(neck: EfficientViTFPN, head: nn.Module) -> None:
     if isinstance(width, int) and width != neck.out_channels:
         raise ConfigError(f'{type(head).__name__} is built for in_channels={width}, but '
                           f'EfficientViTFPN gives {neck.out_channels} channels')
+
+
+def _maps_for_heads(backbone: nn.Module | None, neck: nn.Module | None) -> _Maps | None:
+    if isinstance(neck, EfficientViTFPN):
+        return _Maps('EfficientViTFPN', (neck.out_channels,) * neck.num_outs, neck.out_strides)
+    if neck is None and isinstance(backbone, EfficientViT):
+        return _Maps(f'EfficientViT arch={backbone.arch_name!r}', backbone.out_channels,
+                     backbone.out_strides)
+    return None
+
+
+def _check_segmentation_head(maps: _Maps, name: str, head: nn.Module) -> None:
+    index: Any = getattr(head, 'in_index', None)
+    if index is None:
+        return
+    indices = list(index) if isinstance(index, list | tuple) else [index]
+    count = len(maps.channels)
+    title = f'{name} ({type(head).__name__})'
+    gives = f'{maps.giver} gives {count} maps of strides {list(maps.strides)}'
+    if any(i not in range(-count, count) for i in indices):
+        raise ConfigError(f'{title} takes the maps in_index={index}, but {gives}: choose from 0 '
+                          f'to {count - 1}')
+    given = [maps.channels[i] for i in indices]
+    expected: Any = getattr(head, 'in_channels', given)
+    if getattr(head, 'input_transform', None) == 'resize_concat':
+        fits = expected == sum(given)
+    else:
+        fits = (list(expected) if isinstance(expected, Sequence) else [expected]) == given
+    if not fits:
+        raise ConfigError(f'{title} is built for in_channels={expected}, but {gives}, of which '
+                          f'in_index={index} have channels {given}: set its in_channels to '
+                          f'{given if isinstance(index, list | tuple) else given[0]}')
+    strides: Any = getattr(head, 'feature_strides', None)
+    taken = [maps.strides[i] for i in indices]
+    # Only how strides relate to each other matters to a head.
+    if strides and [s * taken[0] for s in strides] != [s * strides[0] for s in taken]:
+        raise ConfigError(f'{title} is built for feature_strides={list(strides)}, but {gives}: '
+                          f'set its feature_strides to {taken}')

@@ -34,10 +34,11 @@ class TestTool:
             assert (tmp_path / 'x' / layout / 'shapes.json').is_file()
         for text in ('3 images', '1 images', 'triangle', 'sky', 'next: '):
             assert text in done.stdout
-        config = 'configs/retinanet_evit_m0_shapes.py'
-        root = tmp_path / 'x' / 'coco'
-        assert f'next: tools/train.py {config} --data-root {root}\n' in done.stdout
-        assert (TOOL.parents[1] / config).is_file()
+        for layout, model in (('coco', 'retinanet'), ('ade', 'upernet')):
+            config = f'configs/{model}_evit_m0_shapes.py'
+            root = tmp_path / 'x' / layout
+            assert f'next: tools/train.py {config} --data-root {root}\n' in done.stdout
+            assert (TOOL.parents[1] / config).is_file()
         assert '100%' in done.stderr  # the progress bar
 
         monkeypatch.chdir(tmp_path)

@@ -63,3 +63,48 @@ def test_extractors_that_pool_from_other_strides(repository):
     model.rpn_head.anchor_generator.strides = [8, 16, 32, 64, 128]
     with pytest.raises(ConfigError, match=r'bbox_roi_extractor.*\[4, 8, 16, 32\].*\[8, 16'):
         MODELS.build(model)
+
+
+@pytest.fixture
+def segmentor(repository):
+    init_default_scope('mmseg')
+    model = Config.fromfile(repository / 'configs' / 'upernet_evit_m0_ade20k.py').model
+    return Config.fromfile(repository / 'configs' / 'semantic_fpn_evit_m0_ade20k.py').model, model
+
+
+def test_decode_head_of_other_channels(segmentor):
+    for model in segmentor:
+        width = model.decode_head.in_channels[0]
+        model.decode_head.in_channels = [77, *model.decode_head.in_channels[1:]]
+        with pytest.raises(ConfigError, match=rf'decode_head.*in_channels=\[77,.*\[{width},'):
+            MODELS.build(model)
+
+
+def test_decode_head_of_maps_that_are_not_there(segmentor):
+    for model in segmentor:
+        model.decode_head.in_index = [0, 1, 2, 4]
+        with pytest.raises(ConfigError, match=r'\[0, 1, 2, 4\].*4 maps.*\[8, 16, 32, 64\]'):
+            MODELS.build(model)
+
+
+def test_decode_head_of_other_strides(segmentor):
+    model, _ = segmentor
+    model.decode_head.feature_strides = [4, 8, 16, 32]
+    MODELS.build(model)  # the same steps, counted from another start
+    model.decode_head.feature_strides = [8, 16, 32, 32]
+    with pytest.raises(ConfigError, match=r'feature_strides=\[8, 16, 32, 32\].*\[8, 16, 32, 64\]'):
+        MODELS.build(model)
+
+
+def test_auxiliary_heads(segmentor):
+    _, model = segmentor
+    model.auxiliary_head.in_channels = 256
+    with pytest.raises(ConfigError, match='auxiliary_head.*in_channels=256.*in_channels to 64'):
+        MODELS.build(model)
+    head = dict(model.auxiliary_head, in_channels=64)
+    model.auxiliary_head = [head, dict(head, in_index=2)]
+    with pytest.raises(ConfigError, match='head 1 .*in_channels=64.*in_channels to 128'):
+        MODELS.build(model)
+    both = dict(head, in_index=[1, 2], input_transform='resize_concat', in_channels=[64, 128])
+    model.auxiliary_head = [head, both]
+    MODELS.build(model)

@@ -1,4 +1,4 @@
-"""Every config of the project builds, computes losses and predicts."""
+"""Every detection config of the project builds, computes losses and predicts."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from mmengine.structures import InstanceData
 
 from evit_mm.models import ARCHS
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / 'configs').glob('*.py'))
+CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / 'configs').glob('*.py')
+                 if path.name.startswith(('retinanet_', 'mask_rcnn_')))
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 
 

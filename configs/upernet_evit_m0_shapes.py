@@ -1,0 +1,54 @@
+"""UperNet-M0 on generated scenes, from random weights: what `make demo-seg` trains in minutes.
+
+    tools/prepare_data.py shapes
+    tools/train.py configs/upernet_evit_m0_shapes.py
+
+The scenes are laid out and labelled as ADE20K's, with eleven of its 150 classes. For classes of
+one's own, add `metainfo=dict(classes=..., palette=...)` to the data sets, their number to both
+heads, and `reduce_zero_label=False` to the data sets where 0 is a class.
+"""
+
+_base_ = './upernet_evit_m0_ade20k.py'
+
+data_root = 'data/shapes/ade/'
+size = (192, 192)
+steps = 300
+
+# A light head fits these images and two CPU cores.
+model = dict(
+    data_preprocessor=dict(size=size),
+    backbone=dict(norm_eval=False, init_cfg=None),
+    decode_head=dict(channels=64),
+    auxiliary_head=dict(channels=32))
+
+resize = dict(type='Resize', scale=size, keep_ratio=False)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    resize,
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    resize,
+    dict(type='LoadAnnotations'),  # after Resize: predictions are compared at the image's own size
+    dict(type='PackSegInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_iters=steps, val_interval=steps)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=steps, eta_min_ratio=0.01),
+]
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
+auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(
+    logger=dict(interval=25), checkpoint=dict(interval=steps, max_keep_ckpts=1))
+log_processor = dict(window_size=25)

@@ -1,0 +1,40 @@
+"""UperNet on EfficientViT-M4, ADE20K, 160k iterations of 16 crops of 512x512.
+
+docs/segmentation.md says why pyramid, width and windows are what they are.
+"""
+
+_base_ = [
+    'mmseg::_base_/models/upernet_r50.py',
+    './_base_/ade20k.py',
+    'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_160k.py',
+]
+
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(512, 512)),
+    backbone=dict(
+        _delete_=True,
+        type='EfficientViT',
+        arch='m4',
+        stem_strides=(8,),  # strides 8 to 64
+        window_sizes=8,  # 512 / 16, / 32 and / 64 are multiples of 8
+        norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
+            'download/v1.0/efficientvit_m4.pth')),
+    decode_head=dict(in_channels=[64, 128, 256, 384], channels=128, num_classes=150),
+    auxiliary_head=dict(in_channels=128, in_index=1, channels=64, num_classes=150))
+
+train_dataloader = dict(batch_size=16)  # of one GPU
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys={'attention_biases': dict(decay_mult=0.0)}))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
+]

@@ -1,0 +1,7 @@
+"""What only segmentors need; imports mmseg, so configs name it in `custom_imports`."""
+
+import evit_mm  # noqa: F401  (registers; a config may import this module alone)
+
+from .metric import UnroundedIoUMetric
+
+__all__ = ['UnroundedIoUMetric']

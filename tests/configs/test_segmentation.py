@@ -1,0 +1,128 @@
+"""Every segmentation config of the project builds, computes losses and predicts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch.utils.flop_counter import FlopCounterMode
+
+from evit_mm.models import ARCHS
+
+FOLDER = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = sorted(path for path in FOLDER.glob('*.py')
+                 if path.name.startswith(('upernet_', 'semantic_fpn_')))
+ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
+NUM_CLASSES = 150
+
+
+def build(path, **backbone):
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    config.model.backbone.init_cfg = None
+    config.model.backbone.update(backbone)
+    return config, MODELS.build(config.model)
+
+
+def batch(height=96, width=128, num_images=2):
+    """Images whose label maps hold the first and the last class, and pixels of none."""
+    samples = []
+    for _ in range(num_images):
+        shape = (height, width)
+        sample = SegDataSample(metainfo=dict(
+            img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0)))
+        labels = torch.full((1, height, width), 255)
+        labels[:, :height // 2], labels[:, -8:] = 0, NUM_CLASSES - 1
+        sample.gt_sem_seg = PixelData(data=labels)
+        samples.append(sample)
+    images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in samples]
+    return dict(inputs=images, data_samples=samples)
+
+
+def test_every_config_belongs_to_a_test():
+    from_detection = ('retinanet_', 'mask_rcnn_')
+    assert {path for path in FOLDER.glob('*.py')
+            if not path.name.startswith(from_detection)} == set(CONFIGS)
+    assert {f'{head}_evit_{arch}_ade20k' for head in ('upernet', 'semantic_fpn')
+            for arch in ARCHS} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_builds_learns_and_predicts(path):
+    config, model = build(path)
+    model.init_weights()
+
+    model.train()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    total, log = model.parse_losses(losses)
+    assert total.isfinite()
+    assert ('aux.loss_ce' in log) == path.name.startswith('upernet')
+    total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+    model.eval()
+    with torch.no_grad():
+        data = model.data_preprocessor(batch(), training=False)
+        results = model(**data, mode='predict')
+        assert results[1].seg_logits.data.shape == (NUM_CLASSES, 96, 128)
+        assert results[1].pred_sem_seg.data.shape == (1, 96, 128)
+        logits = model(**data, mode='tensor')
+        assert logits.shape[:2] == (2, NUM_CLASSES) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.endswith('_ade20k')],
+                         ids=lambda path: path.stem)
+def test_ade20k_config_states_its_protocol(path):
+    config = Config.fromfile(path)
+    arch = path.stem.split('_')[-2]
+    is_upernet = path.stem.startswith('upernet')
+    assert config.model.backbone.arch == arch
+    assert config.model.backbone.init_cfg.checkpoint == f'{ZOO}efficientvit_{arch}.pth'
+    assert config.model.backbone.norm_eval
+    assert config.model.backbone.window_sizes == 8
+    assert config.model.data_preprocessor.size == (512, 512)
+    assert config.crop_size == (512, 512)
+    assert config.train_dataloader.dataset.type == 'ADE20KDataset'
+    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    optimizer = config.optim_wrapper.optimizer
+    batch_size, steps, decay = (16, 160000, 0.01) if is_upernet else (32, 40000, 1e-4)
+    assert config.train_dataloader.batch_size == batch_size
+    assert config.auto_scale_lr.base_batch_size == batch_size
+    assert config.train_cfg.max_iters == steps == config.param_scheduler[-1].end
+    assert (optimizer.type, optimizer.weight_decay) == ('AdamW', decay)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
+def test_the_head_does_not_hide_the_backbone(name, arch):
+    """What follows the backbone costs at most ten times the backbone's multiply-adds."""
+    _, model = build(FOLDER / f'{name}_evit_{arch}_ade20k.py')
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        maps = model.backbone(torch.zeros(1, 3, 512, 512))
+        backbone = counter.get_total_flops()
+        model.decode_head(model.neck(maps) if model.with_neck else maps)
+    assert counter.get_total_flops() - backbone <= 10 * backbone
+
+
+@pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
+def test_whole_and_slide_inference(name):
+    """Windows that cover the image give what the whole image gives; smaller ones a full map."""
+    _, model = build(FOLDER / f'{name}_evit_m0_ade20k.py')
+    model.init_weights()
+    model.eval()
+    data = model.data_preprocessor(batch(96, 160, num_images=1), training=False)
+
+    def logits(**test_cfg):
+        model.test_cfg = Config(test_cfg)
+        with torch.no_grad():
+            return model(**data, mode='predict')[0].seg_logits.data
+
+    whole = logits(mode='whole')
+    assert whole.shape == (NUM_CLASSES, 96, 160)
+    torch.testing.assert_close(logits(mode='slide', crop_size=(96, 160), stride=(96, 160)), whole)
+    assert logits(mode='slide', crop_size=(64, 64), stride=(42, 42)).shape == whole.shape
