@@ -31,7 +31,8 @@ demo-seg: install
 	$(BIN)/python tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG) --seed 0
 	$(BIN)/python tools/test.py $(DEMO_SEG_CONFIG) $$(cat $(DEMO_SEG)/last_checkpoint) \
 		--work-dir $(DEMO_SEG) --show-dir $(DEMO_SEG)/pictures
-	@echo "Pictures, true classes on the left and predicted ones on the right: $(DEMO_SEG)/pictures"
+	@echo "Pictures, true classes on the left and predicted ones on the right:" \
+		"$(DEMO_SEG)/pictures/vis_data/vis_image"
 
 test: lint
 	$(BIN)/python -m pytest

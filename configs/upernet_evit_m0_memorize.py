@@ -8,7 +8,7 @@ It trains and evaluates on the first two training images, at 512x512.
 _base_ = './upernet_evit_m0_ade20k.py'
 
 num_images = 2
-steps = 240
+steps = 400
 
 model = dict(backbone=dict(norm_eval=False, init_cfg=None))
 

@@ -37,6 +37,12 @@ def coco_mini() -> Path:
     return _shared('data', 'coco_mini')
 
 
+@pytest.fixture(scope='session')
+def ade_mini() -> Path:
+    """2 real ADE20K images, the same for training and validation."""
+    return _shared('data', 'ade_mini')
+
+
 @pytest.fixture
 def repository() -> Path:
     """The root of this project."""

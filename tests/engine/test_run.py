@@ -1,17 +1,15 @@
 """Whole runs of the tools on generated and on real images."""
 
-import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from evit_mm.cli import run_tool, test_parser, train_parser
+from evit_mm.cli import test_parser, train_parser
 from evit_mm.engine import configure, test, train
 from evit_mm.models import EfficientViT
 
@@ -32,22 +30,10 @@ SMALL = ['train_dataloader.dataset.pipeline.2.scale=(128,128)',
          'test_dataloader.dataset.pipeline.1.scale=(128,128)']
 
 
-def tool(repository, name, *arguments, cwd, launcher=(), **environment):
-    command = [sys.executable, *launcher, str(repository / 'tools' / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, 'OMP_NUM_THREADS': '2', **environment})
-
-
-def scalars(work_dir: Path) -> list[dict]:
-    """The logged training steps, of the latest run in a work dir."""
-    path = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
-    return [entry for entry in map(json.loads, path.read_text().splitlines()) if 'loss' in entry]
-
-
-def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes, tmp_path):
+def test_trains_resumes_and_tests_from_anywhere(tool, scalars, config_file, shapes, tmp_path):
     """The life of a run: train, stop, resume, test, look."""
     flags = ['--data-root', shapes, '--work-dir', 'run', '--seed', 3]
-    first = tool(repository, 'train.py', config_file, *flags, '--cfg-options', *TRAINING,
+    first = tool('train.py', config_file, *flags, '--cfg-options', *TRAINING,
                  cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert 'effective batch size 2 (1 process x 2 images), learning rate 0.001' in first.stdout
@@ -57,14 +43,14 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
 
     longer = [option.replace('max_epochs=1', 'max_epochs=2')
               for option in (*TRAINING, *RETINANET)]
-    resumed = tool(repository, 'train.py', config_file, *flags, '--resume', '--cfg-options',
+    resumed = tool('train.py', config_file, *flags, '--resume', '--cfg-options',
                    *longer, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert 'resumed epoch: 1, iter: 4' in resumed.stdout
     assert [entry['step'] for entry in scalars(run)] == [5, 6, 7, 8]
     assert 'bbox_mAP_copypaste' in resumed.stdout
 
-    tested = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
+    tested = tool('test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
                   '--work-dir', 'tested', '--out', 'found.pkl', '--show-dir', 'pictures',
                   '--cfg-options', *TRAINING, *RETINANET, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
@@ -73,21 +59,22 @@ def test_trains_resumes_and_tests_from_anywhere(repository, config_file, shapes,
     with (tmp_path / 'found.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 4
 
-    augmented = tool(repository, 'test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
+    augmented = tool('test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
                      '--tta', '--cfg-options', *TRAINING, *RETINANET,
                      cwd=tmp_path)
     assert augmented.returncode == 0, augmented.stderr
     assert (tmp_path / 'work_dirs' / config_file.stem).is_dir()
 
 
-def test_resuming_gives_what_an_uninterrupted_run_gives(repository, config_file, shapes, tmp_path):
+def test_resuming_gives_what_an_uninterrupted_run_gives(tool, scalars, config_file, shapes,
+                                                        tmp_path):
     options = [option.replace('max_epochs=1', 'max_epochs=2') for option in TRAINING]
     # No flips: their random numbers start anew with the process.
     options += ['train_dataloader.dataset.pipeline.3.prob=0.0',
                 'default_hooks.checkpoint.max_keep_ckpts=-1']
 
     def run(name, *more):
-        result = tool(repository, 'train.py', config_file, '--data-root', shapes, '--work-dir',
+        result = tool('train.py', config_file, '--data-root', shapes, '--work-dir',
                       name, '--seed', 1, *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return scalars(tmp_path / name)
@@ -103,29 +90,30 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(repository, config_file,
 @pytest.mark.parametrize('detector,arch', [('retinanet', 'm0'), ('mask_rcnn', 'm0'),
                                            pytest.param('retinanet', 'm4', marks=pytest.mark.slow),
                                            pytest.param('mask_rcnn', 'm4', marks=pytest.mark.slow)])
-def test_real_images(detector, arch, repository, coco_mini, tmp_path):
+def test_real_images(detector, arch, tool, scalars, repository, coco_mini, tmp_path):
     config = repository / 'configs' / f'{detector}_evit_{arch}_coco.py'
     flags = ['--data-root', coco_mini, '--work-dir', tmp_path / 'run']
     options = [*TRAINING, *SMALL, *(RETINANET if detector == 'retinanet' else MASK_RCNN),
                'train_dataloader.dataset.indices=4']
-    trained = tool(repository, 'train.py', config, *flags, '--from-scratch', '--cfg-options',
+    trained = tool('train.py', config, *flags, '--from-scratch', '--cfg-options',
                    *options, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     losses = [entry['loss'] for entry in scalars(tmp_path / 'run')]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
     more = [option.replace('max_epochs=1', 'max_epochs=2') for option in options]
-    resumed = tool(repository, 'train.py', config, *flags, '--resume', '--cfg-options', *more,
+    resumed = tool('train.py', config, *flags, '--resume', '--cfg-options', *more,
                    cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert 'resumed epoch: 1' in resumed.stdout
-    tested = tool(repository, 'test.py', config, tmp_path / 'run' / 'epoch_2.pth', *flags,
+    tested = tool('test.py', config, tmp_path / 'run' / 'epoch_2.pth', *flags,
                   '--cfg-options', *options, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     assert 'bbox_mAP' in tested.stdout
     assert ('segm_mAP' in tested.stdout) == (detector == 'mask_rcnn')
 
 
-def test_two_processes_are_one_with_the_doubled_batch(repository, config_file, shapes, tmp_path):
+def test_two_processes_are_one_with_the_doubled_batch(tool, scalars, config_file, shapes,
+                                                      tmp_path):
     """The same images in the same order, the same losses, step by step."""
     options = [*TRAINING, 'train_dataloader.batch_sampler=None',
                'train_dataloader.dataset.pipeline.3.prob=0.0', 'train_cfg.val_interval=10',
@@ -134,7 +122,7 @@ def test_two_processes_are_one_with_the_doubled_batch(repository, config_file, s
     flags = ['--data-root', shapes, '--seed', 5]
 
     def run(name, batch, launcher=(), **environment):
-        result = tool(repository, 'train.py', config_file, *flags, '--work-dir', name,
+        result = tool('train.py', config_file, *flags, '--work-dir', name,
                       *(['--launcher', 'pytorch'] if launcher else []), '--cfg-options', *options,
                       f'train_dataloader.batch_size={batch}', cwd=tmp_path, launcher=launcher,
                       **environment)
@@ -173,21 +161,6 @@ def test_distributed_scripts(repository, config_file, shapes, tmp_path):
     assert 'Traceback' not in nowhere.stderr
     wrong = subprocess.run([script, config_file], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and 'number of processes is missing' in wrong.stderr
-
-
-@pytest.fixture
-def mistake(capsys, monkeypatch, tmp_path):
-    """Run a tool in this process; it must end with status 2 and one sentence, which is given."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(parser, action, *arguments):
-        assert run_tool(parser(), action, [str(argument) for argument in arguments]) == 2
-        errors = capsys.readouterr().err.strip().splitlines()
-        sentences = [line for line in errors if line.startswith('error: ')]
-        assert len(sentences) == 1 and not any('Traceback' in line for line in errors), errors
-        return sentences[0]
-
-    return run
 
 
 @pytest.mark.parametrize('options,fragments', [
@@ -277,6 +250,6 @@ def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
     assert '.pkl' in mistake(test_parser, test, config_file, 'other.pth', *data, '--out', 'x.json')
 
 
-def test_a_mistake_in_a_process_of_its_own(repository, tmp_path):
-    result = tool(repository, 'train.py', 'nowhere.py', cwd=tmp_path)
+def test_a_mistake_in_a_process_of_its_own(tool, tmp_path):
+    result = tool('train.py', 'nowhere.py', cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.strip() == 'error: no such config: nowhere.py'
