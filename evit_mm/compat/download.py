@@ -116,7 +116,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     linked_etag: str | None = None
 
     def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str,
-                         headers: Message, newurl: str) -> urllib.request.Request | None:
+                         headers: http.client.HTTPMessage, newurl: str
+                         ) -> urllib.request.Request | None:
+        """As in urllib."""
         if req.full_url.startswith('https:') and not newurl.startswith('https:'):
             raise urllib.error.URLError(f'redirected to {newurl}, which is not secure')
         # The hub answers with the address of its storage, and says here what lies there.

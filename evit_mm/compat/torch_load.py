@@ -76,6 +76,9 @@ def load_checkpoint_file(filename: str | os.PathLike[str],
             holds anything but tensors, plain data and the classes of a training checkpoint.
     """
     path = existing_file(filename)
+    damage = _damage(path)
+    if damage:
+        raise CheckpointError(_unreadable(path, damage))
     if is_safetensors(path):
         return _load_safetensors(path, map_location)
     try:
@@ -109,10 +112,7 @@ def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         detail = ' '.join(str(error).split())[:120]
-        damage = _damage(path) or f'damaged ({detail})'
-        raise CheckpointError(
-            f'{path} can\'t be read as safetensors: it is {damage}; fetch or save it again'
-        ) from error
+        raise CheckpointError(_unreadable(path, f'damaged ({detail})')) from error
     if 'dataset_meta' in meta:  # the classes of a detector, written by tools/convert_weights.py
         try:
             meta['dataset_meta'] = dict(json.loads(meta['dataset_meta']))
@@ -264,7 +264,10 @@ def _explain(path: Path, error: Exception) -> str:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
                 f'which is not on the allow-list; where you trust the file, {_WAY_OUT} takes its '
                 'weights out of it')
-    damage = _damage(path) or 'damaged or no checkpoint of torch'
+    return _unreadable(path, 'damaged or no checkpoint of torch')
+
+
+def _unreadable(path: Path, damage: str) -> str:
     return f'{path} can\'t be read as a checkpoint: it is {damage}; fetch or save it again'
 
 
