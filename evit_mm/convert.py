@@ -132,10 +132,8 @@ def convert_state(state: Mapping[str, Tensor], layout: Layout, source: str = 'th
                               'the checkpoint that it was made from')
     keep = prefix == _BACKBONE and layout is not TIMM
     converted = Converted({}, found, [] if keep else list(others), bool(others) and keep)
-    names = backbone_names(found.depths, found.num_heads)
-    if not prefix:
-        names += classifier_names()
-    table = found.layout.table(names)
+    table = found.layout.table(
+        backbone_names(found.depths, found.num_heads) + classifier_names())
     unexplained = [key for key in own if key not in table and not key.endswith(f'.{_INDEX}')]
     missing = [key for key, name in table.items() if key not in own
                and not name.endswith(_OPTIONAL) and not name.startswith('head.')]
