@@ -12,7 +12,7 @@ __all__ = ['Weights', 'as_mmengine_expects', 'find_weights']
 # In this order: an average is what its training program evaluates, so it goes before the plain
 # weights beside it. mmengine's EMAHook saves the average as 'state_dict' itself.
 _CONTAINERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module')
-_WRAPPERS = ('module.', '_orig_mod.', 'model.')  # of DDP and averages, torch.compile, Lightning
+_WRAPPERS = ('module.', '_orig_mod.')  # of DDP and averages, and of torch.compile
 _COUNTERS = ('n_averaged', 'steps')  # beside 'module.' in an average of torch or mmengine
 
 
