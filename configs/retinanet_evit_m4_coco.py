@@ -14,10 +14,7 @@ model = dict(
         type='EfficientViT',
         arch='m4',
         norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
-            'download/v1.0/efficientvit_m4.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='evit://efficientvit_m4')),
     neck=dict(
         _delete_=True,
         type='EfficientViTFPN',

@@ -2,9 +2,10 @@
 
 Not MIT's EfficientViT (ICCV 2023), which shares only the name.
 
-Importing this package makes the ecosystem work on current PyTorch (see `evit_mm.compat`) and
-registers `EfficientViT` and `EfficientViTFPN` in mmengine's root registry, where MMDetection,
-MMSegmentation and every sibling find them. In a config:
+Importing this package makes the ecosystem work on current PyTorch (see `evit_mm.compat`), lets it
+load published weights by name (see `evit_mm.checkpoint.zoo`), and registers `EfficientViT` and
+`EfficientViTFPN` in mmengine's root registry, where MMDetection, MMSegmentation and every sibling
+find them. In a config:
 
     custom_imports = dict(imports=['evit_mm'])
 """
@@ -15,6 +16,8 @@ from .version import __version__
 compat.check_environment()
 compat.install()
 
-from . import models  # noqa: E402  (registers; needs the operators that compat provides)
+from . import checkpoint, models  # noqa: E402  (need the operators that compat provides)
 
-__all__ = ['__version__', 'compat', 'models']
+checkpoint.register_names()
+
+__all__ = ['__version__', 'checkpoint', 'compat', 'models']

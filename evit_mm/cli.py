@@ -12,7 +12,8 @@ from mmengine.config import DictAction
 
 from .errors import UserError
 
-__all__ = ['benchmark_parser', 'prepare_data_parser', 'run_tool', 'test_parser', 'train_parser']
+__all__ = ['benchmark_parser', 'convert_weights_parser', 'prepare_data_parser', 'run_tool',
+           'test_parser', 'train_parser']
 
 
 class _ConfigOptions(DictAction):
@@ -119,6 +120,28 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads (as torch chooses)')
     parser.add_argument('--device', default='cpu', help='as torch names it (cpu)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there too')
+
+
+def convert_weights_parser() -> argparse.ArgumentParser:
+    """The flags of tools/convert_weights.py."""
+    parser = argparse.ArgumentParser(
+        prog='convert_weights.py',
+        description='Write weights in another layout, or look into a file of them. Training and '
+                    'testing need no conversion: they take every layout as it is.')
+    parser.add_argument('src', nargs='?', metavar='SRC',
+                        help='a file of any known layout, an address, or a published name')
+    parser.add_argument('dst', nargs='?', metavar='DST',
+                        help='the file to write; .pth and .pt give a file of torch.save, all '
+                             'else a .safetensors file')
+    parser.add_argument('--to', choices=('evit-mm', 'timm', 'microsoft'), default='evit-mm',
+                        help='the layout to write (default: evit-mm)')
+    parser.add_argument('--inspect', action='store_true',
+                        help='print what SRC holds; builds no model and runs no code of it')
+    parser.add_argument('--list', action='store_true', help='print the published weights')
+    parser.add_argument('--overwrite', action='store_true', help='replace DST if it exists')
+    parser.add_argument('--trust', action='store_true',
+                        help='read SRC even if that runs code from it: only for files of people '
+                             'whose programs you would run')
     return parser
 
 

@@ -1,13 +1,14 @@
 """The key layouts in which weights of this model are published."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..compat.containers import find_weights
 from ..errors import CheckpointError
 
-__all__ = ['LAYOUTS', 'Layout', 'MICROSOFT', 'NATIVE', 'strip_containers']
+__all__ = ['LAYOUTS', 'Layout', 'MICROSOFT', 'NATIVE', 'TIMM', 'strip_containers']
 
 _Name = Callable[[re.Match], str]
 
@@ -23,6 +24,8 @@ class Layout:
         dropped: Patterns of the publisher's keys that have no place in a backbone.
         stage: Pattern of the start of a stage's keys, with the stage's number as its group.
         first_stage: Number of the first stage.
+        fused: From the name of a convolution's tensor to its name in the publisher's fused
+            export, where BN is folded into it; None where there is no such export.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Layout:
     dropped: tuple[re.Pattern, ...]
     stage: re.Pattern
     first_stage: int
+    fused: Callable[[str], str] | None = None
 
     def published_key(self, key: str) -> str:
         """The publisher's name of our tensor ``key``."""
@@ -56,89 +60,124 @@ class Layout:
         return any(pattern.fullmatch(key) for pattern in self.dropped)
 
 
-def _microsoft_rules() -> tuple[tuple[re.Pattern, _Name], ...]:
-    """Our modules in the order of the published code.
+def _rules(*, stem: Callable[[int], str], block: Callable[[int, int], str],
+           downsample: Callable[[int], str], residuals: tuple[str, str], merging: str, conv: str,
+           linear: str) -> tuple[tuple[re.Pattern, _Name], ...]:
+    """The rules of the reference implementation and its ports.
 
-    Its `blocks1` is the first stage; `blocks2` and `blocks3` begin with the three parts of a
-    downsampling, so that their attention blocks start at index 3.
+    They share the names inside a block, and differ in where things are and what a convolution is
+    called.
+
+    Args:
+        stem: Path of a layer of the stem, by number.
+        block: Path of an attention block, by stage and number.
+        downsample: Path of what leads to a stage.
+        residuals: In there, the names of the parts before and behind the merging.
+        merging: In there, the name of the merging itself.
+        conv: Name of the convolution beside a BN.
+        linear: Name of the classifier's linear layer.
     """
     def leaf(match: re.Match) -> str:
-        module = {'conv': 'c', 'norm': 'bn'}[match['part']]
+        module = {'conv': conv, 'norm': 'bn'}[match['part']]
         return f'{module}.{match["tensor"]}'
 
-    def block(match: re.Match) -> str:
-        stage = int(match['stage'])
-        return f'blocks{stage + 1}.{int(match["block"]) + (3 if stage else 0)}'
+    def in_block(match: re.Match) -> str:
+        return block(int(match['stage']), int(match['block']))
 
-    def downsample(match: re.Match) -> str:
-        return f'blocks{int(match["stage"]) + 1}'
+    def in_downsample(match: re.Match) -> str:
+        return downsample(int(match['stage']))
+
+    def residual(match: re.Match) -> str:
+        return f'{in_downsample(match)}.{residuals[int(match["n"]) - 1]}'
 
     conv_norm = r'\.(?P<part>conv|norm)\.(?P<tensor>\w+)'
-    in_block = r'stages\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)'
-    in_downsample = r'stages\.(?P<stage>[1-9]\d*)\.downsample'
+    blocks = r'stages\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)'
+    downsamples = r'stages\.(?P<stage>[1-9]\d*)\.downsample'
     pointwise = {'expand': 'pw1', 'project': 'pw2'}
-    merging = {'expand': 'conv1', 'depthwise': 'conv2', 'project': 'conv3'}
+    steps = {'expand': 'conv1', 'depthwise': 'conv2', 'project': 'conv3'}
     gate = {'reduce': 'fc1', 'expand': 'fc2'}
     attention = {'qkv': 'qkvs', 'query_conv': 'dws'}
     rules: list[tuple[str, _Name]] = [
         (r'stem\.(?P<layer>\d)' + conv_norm,
-         lambda m: f'patch_embed.{2 * int(m["layer"])}.{leaf(m)}'),
-        (in_block + r'\.dw_conv(?P<n>[12])' + conv_norm,
-         lambda m: f'{block(m)}.dw{int(m["n"]) - 1}.m.{leaf(m)}'),
-        (in_block + r'\.ffn(?P<n>[12])\.(?P<pw>expand|project)' + conv_norm,
-         lambda m: f'{block(m)}.ffn{int(m["n"]) - 1}.m.{pointwise[m["pw"]]}.{leaf(m)}'),
-        (in_block + r'\.attn\.attention_biases',
-         lambda m: f'{block(m)}.mixer.m.attn.attention_biases'),
-        (in_block + r'\.attn\.(?P<list>qkv|query_conv)\.(?P<head>\d+)' + conv_norm,
-         lambda m: f'{block(m)}.mixer.m.attn.{attention[m["list"]]}.{m["head"]}.{leaf(m)}'),
-        (in_block + r'\.attn\.proj' + conv_norm,
-         lambda m: f'{block(m)}.mixer.m.attn.proj.1.{leaf(m)}'),
-        (in_downsample + r'\.dw_conv(?P<n>[12])' + conv_norm,
-         lambda m: f'{downsample(m)}.{2 * int(m["n"]) - 2}.0.m.{leaf(m)}'),
-        (in_downsample + r'\.ffn(?P<n>[12])\.(?P<pw>expand|project)' + conv_norm,
-         lambda m: f'{downsample(m)}.{2 * int(m["n"]) - 2}.1.m.{pointwise[m["pw"]]}.{leaf(m)}'),
-        (in_downsample + r'\.merging\.(?P<step>expand|depthwise|project)' + conv_norm,
-         lambda m: f'{downsample(m)}.1.{merging[m["step"]]}.{leaf(m)}'),
-        (in_downsample + r'\.merging\.squeeze_excite\.(?P<fc>reduce|expand)\.(?P<tensor>\w+)',
-         lambda m: f'{downsample(m)}.1.se.{gate[m["fc"]]}.{m["tensor"]}'),
+         lambda m: f'{stem(int(m["layer"]))}.{leaf(m)}'),
+        (blocks + r'\.dw_conv(?P<n>[12])' + conv_norm,
+         lambda m: f'{in_block(m)}.dw{int(m["n"]) - 1}.m.{leaf(m)}'),
+        (blocks + r'\.ffn(?P<n>[12])\.(?P<pw>expand|project)' + conv_norm,
+         lambda m: f'{in_block(m)}.ffn{int(m["n"]) - 1}.m.{pointwise[m["pw"]]}.{leaf(m)}'),
+        (blocks + r'\.attn\.attention_biases',
+         lambda m: f'{in_block(m)}.mixer.m.attn.attention_biases'),
+        (blocks + r'\.attn\.(?P<list>qkv|query_conv)\.(?P<head>\d+)' + conv_norm,
+         lambda m: f'{in_block(m)}.mixer.m.attn.{attention[m["list"]]}.{m["head"]}.{leaf(m)}'),
+        (blocks + r'\.attn\.proj' + conv_norm,
+         lambda m: f'{in_block(m)}.mixer.m.attn.proj.1.{leaf(m)}'),
+        (downsamples + r'\.dw_conv(?P<n>[12])' + conv_norm,
+         lambda m: f'{residual(m)}.0.m.{leaf(m)}'),
+        (downsamples + r'\.ffn(?P<n>[12])\.(?P<pw>expand|project)' + conv_norm,
+         lambda m: f'{residual(m)}.1.m.{pointwise[m["pw"]]}.{leaf(m)}'),
+        (downsamples + r'\.merging\.(?P<step>expand|depthwise|project)' + conv_norm,
+         lambda m: f'{in_downsample(m)}.{merging}.{steps[m["step"]]}.{leaf(m)}'),
+        (downsamples + r'\.merging\.squeeze_excite\.(?P<fc>reduce|expand)\.(?P<tensor>\w+)',
+         lambda m: f'{in_downsample(m)}.{merging}.se.{gate[m["fc"]]}.{m["tensor"]}'),
+        (r'head\.norm\.(?P<tensor>\w+)', lambda m: f'head.bn.{m["tensor"]}'),
+        (r'head\.linear\.(?P<tensor>\w+)', lambda m: f'head.{linear}.{m["tensor"]}'),
     ]
     return tuple((re.compile(pattern), name) for pattern, name in rules)
 
 
-NATIVE = Layout('evit-mm', ((re.compile('.*'), lambda match: match[0]),), (),
+def _timm(name: str, separator: str) -> Layout:
+    return Layout(name, _rules(
+        stem=lambda layer: f'patch_embed{separator}conv{layer + 1}',
+        block=lambda stage, block: f'stages{separator}{stage}.blocks.{block}',
+        downsample=lambda stage: f'stages{separator}{stage}.downsample',
+        residuals=('res1', 'res2'), merging='patchmerge', conv='conv', linear='linear',
+    ), _CLASSIFIER_AND_INDEX, re.compile(rf'stages{re.escape(separator)}(\d+)\.'), first_stage=0,
+        fused=lambda key: key.replace('.conv.', '.'))
+
+
+_CLASSIFIER_AND_INDEX = (
+    re.compile(r'head\..*'),  # the ImageNet classifier, plain and fused
+    re.compile(r'.*\.attention_bias_idxs'),  # follows from the window
+)
+
+NATIVE = Layout('evit-mm', ((re.compile('.*'), lambda match: match[0]),),
+                (re.compile(r'head\.(norm|linear)\..*'),),  # the classifier in a converted file
                 re.compile(r'stages\.(\d+)\.'), first_stage=0)
 """Our own names."""
 
-MICROSOFT = Layout('Microsoft', _microsoft_rules(), (
-    re.compile(r'head\..*'),  # the ImageNet classifier, plain and fused
-    re.compile(r'.*\.attention_bias_idxs'),  # follows from the window
-), re.compile(r'blocks(\d+)\.'), first_stage=1)
+MICROSOFT = Layout('Microsoft', _rules(
+    stem=lambda layer: f'patch_embed.{2 * layer}',
+    # Its `blocks1` is the first stage; `blocks2` and `blocks3` begin with the three parts of a
+    # downsampling, so that their attention blocks start at index 3.
+    block=lambda stage, block: f'blocks{stage + 1}.{block + (3 if stage else 0)}',
+    downsample=lambda stage: f'blocks{stage + 1}',
+    residuals=('0', '2'), merging='1', conv='c', linear='l',
+), _CLASSIFIER_AND_INDEX, re.compile(r'blocks(\d+)\.'), first_stage=1,
+    fused=lambda key: key.replace('.c.', '.'))
 """The reference implementation's names, for classifiers and detectors."""
 
-LAYOUTS = (NATIVE, MICROSOFT)
+TIMM = _timm('timm', '.')
+"""The names of timm's port."""
+
+TIMM_FEATURES = _timm('timm features_only', '_')
+"""The names that timm's port has when it is built with ``features_only=True``."""
+
+LAYOUTS = (NATIVE, MICROSOFT, TIMM, TIMM_FEATURES)
 
 
 def strip_containers(checkpoint: Any, source: str = 'the checkpoint') -> dict[str, Any]:
     """Take the tensors out of what surrounds them in a file.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one as ``state_dict`` or ``model``.
+        checkpoint: A state dict, or a dict that holds one; see `evit_mm.compat.containers`.
         source: Where it came from, for the error.
 
     Returns:
-        dict: The state dict, without the ``module.`` that distributed training puts before keys.
+        dict: The state dict, without what wrappers such as DDP put before keys.
 
     Raises:
         CheckpointError: If there is no state dict in it.
     """
-    state = checkpoint
-    for container in ('state_dict', 'model'):
-        if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
-            state = state[container]
-            break
-    if not isinstance(state, Mapping) or not any(hasattr(v, 'shape') for v in state.values()):
+    weights = find_weights(checkpoint)
+    if weights is None:
         raise CheckpointError(f'{source} holds no weights')
-    state = {str(key): value for key, value in state.items() if hasattr(value, 'shape')}
-    if all(key.startswith('module.') for key in state):
-        state = {key.removeprefix('module.'): value for key, value in state.items()}
-    return state
+    return weights.state

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .bias_table import is_resizable, resize_attention_biases
 from .layouts import LAYOUTS, NATIVE, strip_containers
+from .structure import find_prefixes, recognise
 
 __all__ = ['LoadReport', 'load_backbone_weights', 'translate_backbone_state']
 
@@ -47,25 +48,44 @@ class LoadReport:
         text = (f'{self.layout} layout: {len(self.loaded)} tensors loaded '
                 f'({len(self.resized)} of them resized), {len(self.dropped)} dropped, '
                 f'{len(self.missing)} missing')
-        for name in ('missing', 'unexpected', 'mismatched'):
-            entries = getattr(self, name)
+        lists = {'dropped': list(dict.fromkeys(map(_family, self.dropped))), **{
+            name: getattr(self, name) for name in ('missing', 'unexpected', 'mismatched')}}
+        for name, entries in lists.items():
             if entries:
                 more = f', and {len(entries) - 5} more' if len(entries) > 5 else ''
                 text += f'; {name}: ' + ', '.join(entries[:5]) + more
         return text
 
 
-def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+def _family(key: str) -> str:
+    """What dropped keys are listed by: a module of the model, or what they hold."""
+    if key.endswith('.attention_bias_idxs'):
+        return '*.attention_bias_idxs'
+    return f'{key.split(".")[0]}.*'
+
+
+def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
+                             source: str = 'the checkpoint'
                              ) -> tuple[dict[str, Tensor], LoadReport]:
     """Rename a backbone's tensors to our names and resize its bias tables.
 
     Args:
         state: Keys of one of `LAYOUTS`, without a prefix.
         wanted: The backbone's own state dict; only names and shapes are read.
+        source: Where the state dict came from, for the error.
 
     Returns:
         tuple: The tensors under our names, unexplained keys under their own, and the account.
+
+    Raises:
+        CheckpointError: If it is an export with BN folded into the convolutions.
     """
+    structure = recognise(state)
+    if structure and structure.fused:
+        raise CheckpointError(
+            f'{source} is a fused export in the {structure.layout.name} layout: BN is folded into '
+            'its convolutions, which can\'t be undone; take the checkpoint that it was made from, '
+            'or published weights (evit://efficientvit_m0 to evit://efficientvit_m5)')
     tables = [layout.table(wanted) for layout in LAYOUTS]
     matches = [sum(key in table for key in state) for table in tables]
     best = matches.index(max(matches))
@@ -105,25 +125,34 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, 
         backbone: Receives the weights.
         checkpoint: What `torch.load` gave: a classifier, a detector, or a backbone alone.
         source: File or address, for the error.
-        prefix: What precedes the backbone's keys; found by itself where it is ``backbone.``.
+        prefix: What precedes the backbone's keys, such as ``backbone.``; found by itself where
+            the checkpoint holds only one backbone.
         describe: Says what model the state dict looks like, for the error.
 
     Returns:
         LoadReport: The account. Parts of a detector beside its backbone count as dropped.
 
     Raises:
-        CheckpointError: If a key is not explained, or a tensor is missing or of another shape.
+        CheckpointError: If a key is not explained, a tensor is missing or of another shape, or
+            the weights are a fused export.
     """
     state = strip_containers(checkpoint, source)
     others: list[str] = []
-    if not prefix and any(key.startswith('backbone.') for key in state):
-        prefix = 'backbone.'
+    if not prefix:
+        found = find_prefixes(state)
+        if len(found) > 1:
+            raise CheckpointError(f'{source} holds {len(found)} backbones; name one with prefix= '
+                                  f'in init_cfg: {", ".join(map(repr, found))}')
+        if found:
+            prefix = found[0]
+        elif any(key.startswith('backbone.') for key in state):
+            prefix = 'backbone.'
     if prefix:
         prefix = prefix.rstrip('.') + '.'
         others = [key for key in state if not key.startswith(prefix)]
         state = {key.removeprefix(prefix): value for key, value in state.items()
                  if key.startswith(prefix)}
-    translated, report = translate_backbone_state(state, backbone.state_dict())
+    translated, report = translate_backbone_state(state, backbone.state_dict(), source)
     report.dropped += others
     if not report.complete:
         looks_like = f' (it looks like {describe(state)})' if describe else ''

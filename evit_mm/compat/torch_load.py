@@ -1,20 +1,19 @@
 """Safe loading of checkpoints for mmengine: tensors, plain data, and a short allow-list.
 
+Reads what `torch.save` wrote, and safetensors.
+
 torch >= 2.6 refuses mmengine's own training checkpoints, because they hold logged values as
 `HistoryBuffer` objects and numpy arrays; that breaks resuming (mmengine #1655), and the usual
 answers switch the safety off. Here the classes of such a checkpoint are allowed by name and
 nothing else is: a file that would run code is refused, whichever way it is reached.
 """
 
+import argparse
 import functools
-import http.client
+import json
 import os
 import pickle
 import re
-import socket
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +21,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 
 from ..errors import CheckpointError
+from .containers import as_mmengine_expects, find_weights
+from .download import download
 
-__all__ = ['install', 'load_checkpoint_file', 'load_checkpoint_url']
+__all__ = ['download_checkpoint', 'existing_file', 'install', 'is_safetensors',
+           'load_checkpoint_file', 'load_checkpoint_url', 'load_from_http', 'load_from_local']
 
-_DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+_WAY_OUT = 'tools/convert_weights.py --trust'
 _GUARDED = '_evit_mm_guarded'
 
 
 def _allowed_globals() -> list[Any]:
-    """What mmengine's training checkpoints hold beside tensors and plain data."""
+    """What training checkpoints hold beside tensors and plain data."""
     from mmengine.logging import HistoryBuffer
 
     def statistic(owner: type, name: str) -> Any:
@@ -42,7 +45,9 @@ def _allowed_globals() -> list[Any]:
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name}')
 
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (statistic, 'builtins.getattr')]
+    # The training programs of classifiers, Microsoft's among them, save their Namespace of options.
+    allowed: list[Any] = [HistoryBuffer, argparse.Namespace, np.ndarray, np.dtype,
+                          (statistic, 'builtins.getattr')]
     for function in (multiarray._reconstruct, multiarray.scalar):
         # The module's name differs between numpy 1 and 2, and files of both are around.
         allowed += [(function, f'numpy.{core}.multiarray.{function.__name__}')
@@ -52,105 +57,96 @@ def _allowed_globals() -> list[Any]:
 
 
 def load_checkpoint_file(filename: str | os.PathLike[str],
-                         map_location: str | Callable[..., Any] | torch.device | None = None
-                         ) -> Any:
+                         map_location: str | Callable[..., Any] | torch.device | None = None, *,
+                         trust: bool = False) -> Any:
     """Load a checkpoint without running any code from it.
 
     Args:
-        filename: A file that `torch.save` wrote.
+        filename: A file that `torch.save` wrote, or a safetensors file, whatever its suffix.
         map_location: As in `torch.load`.
+        trust: Run the code that the file asks for. Only for a file of people whom one would let
+            run a program; no loader of mmengine comes here with it.
 
     Returns:
-        What the file holds, usually a dict.
+        What the file holds, usually a dict. For a safetensors file, its tensors as ``state_dict``
+        and the text in its header as ``meta``.
 
     Raises:
         CheckpointError: If there is no such file, it is no checkpoint, it is cut off, or it
             holds anything but tensors, plain data and the classes of a training checkpoint.
     """
-    path = _existing_file(filename)
+    path = existing_file(filename)
+    damage = _damage(path)
+    if damage:
+        raise CheckpointError(_unreadable(path, damage))
+    if is_safetensors(path):
+        return _load_safetensors(path, map_location)
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             # Said explicitly, so that no environment variable can switch it off.
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
     except Exception as error:  # damage can surface as nearly anything
         if 'torch.cuda.is_available() is False' in str(error):
-            return load_checkpoint_file(path, map_location='cpu')
+            return load_checkpoint_file(path, map_location='cpu', trust=trust)
         raise CheckpointError(_explain(path, error)) from error
     return _without_code(checkpoint)
 
 
-def load_checkpoint_url(url: str,
-                        map_location: str | Callable[..., Any] | torch.device | None = None
-                        ) -> Any:
-    """Download a checkpoint once, into torch's hub cache, and load it safely.
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is, or by its name ought to be, a safetensors file."""
+    with path.open('rb') as file:
+        head = file.read(9)
+    return path.suffix == '.safetensors' or head[8:] == b'{' and not head.startswith(b'PK')
 
-    A download that fails leaves no half file behind, and processes that ask at the same time wait
-    for one download. A file name that ends in eight or more hexadecimal digits after a dash, as
-    torch's and OpenMMLab's do, is checked against the file's SHA-256.
+
+def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    # A callable of torch.load places one storage after the other; there are none here.
+    device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        device = 'cpu'
+    try:
+        with safe_open(path, framework='pt', device=device) as file:
+            meta: dict[str, Any] = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        detail = ' '.join(str(error).split())[:120]
+        raise CheckpointError(_unreadable(path, f'damaged ({detail})')) from error
+    if 'dataset_meta' in meta:  # the classes of a detector, written by tools/convert_weights.py
+        try:
+            meta['dataset_meta'] = dict(json.loads(meta['dataset_meta']))
+        except (ValueError, TypeError):
+            del meta['dataset_meta']
+    return _without_code({'state_dict': state, 'meta': meta})
+
+
+def load_checkpoint_url(url: str,
+                        map_location: str | Callable[..., Any] | torch.device | None = None, *,
+                        sha256: str | None = None) -> Any:
+    """Download a checkpoint once, into torch's hub cache, and load it safely; see `download`.
 
     Args:
         url: An http or https address.
         map_location: As in `torch.load`.
+        sha256: The file's SHA-256, where it is known.
 
     Returns:
-        What the file holds, usually a dict.
+        As `load_checkpoint_file`.
 
     Raises:
         CheckpointError: If it can't be downloaded, or as in `load_checkpoint_file`.
     """
-    return load_checkpoint_file(download(url), map_location)
+    return load_checkpoint_file(download_checkpoint(url, sha256=sha256), map_location)
 
 
-def download(url: str) -> Path:
-    """The local copy of ``url``, downloaded if it is not there yet.
+def download_checkpoint(url: str, *, sha256: str | None = None) -> Path:
+    """The local copy of a checkpoint; what is no checkpoint does not enter the cache.
 
     Raises:
-        CheckpointError: If it can't be downloaded in full; the sentence says how to go on.
+        CheckpointError: If it can't be downloaded in full.
     """
-    from filelock import FileLock
-
-    try:
-        name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name
-    except ValueError as error:
-        raise CheckpointError(f'{url} is no address: {error}') from error
-    if not name:
-        raise CheckpointError(f'{url} names no file')
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / name
-    try:
-        if target.is_file():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{target}.lock'):
-            if not target.is_file():
-                _fetch(url, target)
-    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, 'reason', None) or error
-        raise CheckpointError(
-            f'could not download {url} ({reason}); put the file at {target} yourself, or name a '
-            'local file in the config') from error
-    return target
-
-
-def _fetch(url: str, target: Path) -> None:
-    """Download to a file beside ``target`` and rename it when it is complete."""
-    digest = re.search(r'-([0-9a-f]{8,64})\.\w+$', target.name)
-    part = target.with_name(f'{target.name}.part')
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method='HEAD')) as answer:
-            expected = answer.headers.get('Content-Length')
-    except (urllib.error.HTTPError, http.client.HTTPException):
-        expected = None  # a server may answer GET alone
-    try:
-        torch.hub.download_url_to_file(url, str(part), digest and digest[1],
-                                       progress=int(os.environ.get('LOCAL_RANK', 0)) == 0)
-        if expected and part.stat().st_size != int(expected):
-            raise OSError(f'the connection ended after {part.stat().st_size} of {expected} bytes')
-        part.replace(target)
-    finally:
-        socket.setdefaulttimeout(timeout)
-        part.unlink(missing_ok=True)
+    return download(url, sha256=sha256, damage=_damage)
 
 
 def install() -> None:
@@ -165,6 +161,27 @@ def install() -> None:
     for prefix, function in loader._schemes.items():
         if prefix not in ('', 'http://', 'https://') and not hasattr(function, _GUARDED):
             loader._schemes[prefix] = _guarded(function)
+    _guard_inferencers()
+
+
+def _guard_inferencers() -> None:
+    """Keep mmengine's inferencers from executing the text of a config inside a checkpoint."""
+    from mmengine.infer import BaseInferencer
+
+    init_model = BaseInferencer._init_model
+    if hasattr(init_model, _GUARDED):
+        return
+
+    @functools.wraps(init_model)
+    def guarded(self: Any, cfg: Any, weights: str | None, *args: Any, **kwargs: Any) -> Any:
+        if not cfg:
+            raise CheckpointError(
+                f'{type(self).__name__} was given no config: the one inside {weights} is Python '
+                'code, which is not run; name the config file (model=...) beside the weights')
+        return init_model(self, cfg, weights, *args, **kwargs)
+
+    setattr(guarded, _GUARDED, True)
+    BaseInferencer._init_model = guarded
 
 
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,7 +191,8 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
         switch = os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
         try:
             with torch.serialization.safe_globals(_allowed_globals()):
-                return _without_code(load(filename, map_location, *args, **kwargs))
+                return as_mmengine_expects(
+                    _without_code(load(filename, map_location, *args, **kwargs)))
         except CheckpointError:
             raise
         except Exception as error:
@@ -191,25 +209,41 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
 
 # mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by local backend".
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """`load_checkpoint_file` with the signature of mmengine's loaders."""
-    return load_checkpoint_file(filename, map_location)
+    """`load_checkpoint_file` for mmengine: with its signature, and weights where it looks."""
+    return _for_mmengine(load_checkpoint_file(filename, map_location), filename)
 
 
-def load_from_http(filename: str, map_location: Any = None, *_: Any, **__: Any) -> Any:
-    """`load_checkpoint_url` with the signature of mmengine's loaders."""
-    return load_checkpoint_url(filename, map_location)
+def load_from_http(filename: str, map_location: Any = None, *_: Any, sha256: str | None = None,
+                   **__: Any) -> Any:
+    """`load_checkpoint_url` for mmengine: with its signature, and weights where it looks."""
+    return _for_mmengine(load_checkpoint_url(filename, map_location, sha256=sha256), filename)
 
 
-def _existing_file(filename: str | os.PathLike[str]) -> Path:
+def _for_mmengine(checkpoint: Any, source: str) -> Any:
+    weights = find_weights(checkpoint)
+    if weights and any('ema' in place for place in weights.place):
+        print_log(f'{source} holds an average of its weights ({weights.place[0]}), which is used',
+                  logger='current')
+    return as_mmengine_expects(checkpoint)
+
+
+def existing_file(filename: str | os.PathLike[str]) -> Path:
+    """The path of a file that exists.
+
+    Raises:
+        CheckpointError: If it does not, or the name can't be one.
+    """
     try:
         path = Path(filename).expanduser()
         if path.is_file():
+            path.open('rb').close()
             return path
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null byte
-        raise CheckpointError(f'{filename} is no usable file name: {error}') from error
-    raise CheckpointError(f'{path} is not a file: a checkpoint (.pth) is needed' if exists
-                          else f'no such checkpoint: {path}')
+        reason = getattr(error, 'strerror', None) or error
+        raise CheckpointError(f'{filename} is no usable file name: {reason}') from error
+    raise CheckpointError(f'{path} is not a file: a checkpoint (.pth, .pt or .safetensors) is '
+                          'needed' if exists else f'no such checkpoint: {path}')
 
 
 def _without_code(checkpoint: Any) -> Any:
@@ -228,22 +262,48 @@ def _explain(path: Path, error: Exception) -> str:
             re.search(r'but got <class \'([\w.]+)\'>', str(error))
     if match:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
-                'which is not on the allow-list; save only its state_dict where you trust the file')
-    return f'{path} can\'t be read as a checkpoint: it is {_damage(path)}; fetch or save it again'
+                f'which is not on the allow-list; where you trust the file, {_WAY_OUT} takes its '
+                'weights out of it')
+    return _unreadable(path, 'damaged or no checkpoint of torch')
 
 
-def _damage(path: Path) -> str:
-    try:
-        with path.open('rb') as file:
-            head = file.read(64)
-    except OSError as error:
-        return f'not readable ({error.strerror})'
+def _unreadable(path: Path, damage: str) -> str:
+    return f'{path} can\'t be read as a checkpoint: it is {damage}; fetch or save it again'
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file, as far as a look from outside tells; None if it looks right."""
+    with path.open('rb') as file:
+        head = file.read(64)
     if not head:
         return 'empty'
     if head.startswith(b'PK'):
-        return 'damaged' if zipfile.is_zipfile(path) else 'cut off before its end'
-    if path.suffix == '.safetensors':
-        return 'a safetensors file, which is not supported yet'
+        if not zipfile.is_zipfile(path):
+            return 'cut off before its end'
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                return 'a TorchScript program, not a checkpoint'
+        return None
+    if head[8:9] == b'{':
+        return _safetensors_damage(path)
     if head.lstrip()[:1] in (b'<', b'{') or head.isascii():
         return 'text, not a checkpoint'
-    return 'damaged or no checkpoint of torch'
+    return 'damaged or no safetensors file' if path.suffix == '.safetensors' else None
+
+
+def _safetensors_damage(path: Path) -> str | None:
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        if 8 + length > size:
+            return 'cut off before its end, or its header lies about its length'
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry['data_offsets'][1] for name, entry in header.items()
+                    if name != '__metadata__']
+            missing = 8 + length + max(ends, default=0) - size
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return 'damaged in its header'
+    if missing > 0:
+        return f'cut off before its end ({missing} bytes are missing that its header names)'
+    return None

@@ -216,7 +216,7 @@ def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tens
     """
     part = {key.removeprefix(prefix): value for key, value in state.items()
             if key.startswith(prefix)}
-    translated, report = translate_backbone_state(part, backbone.state_dict())
+    translated, report = translate_backbone_state(part, backbone.state_dict(), source)
     if not part and describe_weights(state) != 'another model':
         raise CheckpointError(
             f'{source} holds a backbone alone ({describe_weights(state)}), not a whole model: '

@@ -4,7 +4,7 @@ Read from the leaves to the root: variants, stem, block, downsampling, stage, ba
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import LAYOUTS, load_backbone_weights, translate_backbone_state
+from ..checkpoint import (
+    NATIVE,
+    Structure,
+    load_backbone_weights,
+    recognise,
+    translate_backbone_state,
+)
 from ..errors import CheckpointError, ConfigError
 from .attention import CascadedGroupAttention
 from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite
 
-__all__ = ['ARCHS', 'Arch', 'EfficientViT']
+__all__ = ['ARCHS', 'Arch', 'EfficientViT', 'describe_weights', 'variant_of']
 
 STEM_STRIDES = (2, 4, 8, 16)
 STAGE_STRIDES = (16, 32, 64)
@@ -266,8 +272,10 @@ class EfficientViT(BaseModule):
             tables of other windows are resized when weights are loaded.
         drop_path_rate: Stochastic depth of the last block; earlier blocks get less, linearly.
         with_cp: Recompute activations in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads published weights of any known
-            layout and fails on what it can't explain; otherwise as in mmengine.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights of any known layout
+            from a file, an address or a name of `evit_mm.checkpoint.zoo`, and fails on what it
+            can't explain; ``prefix`` says where the backbone is in a checkpoint of several.
+            Otherwise as in mmengine.
 
     Attributes:
         out_channels (tuple[int]): Channels of each returned map.
@@ -400,48 +408,42 @@ def _accept_published_layouts(module: nn.Module, state_dict: dict, prefix: str,
     if not own:
         return
     state = {key.removeprefix(prefix): value for key, value in own.items()}
-    translated, report = translate_backbone_state(state, module.state_dict())
     place = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
+    translated, report = translate_backbone_state(state, module.state_dict(),
+                                                  f'what {place} is given')
     if strict and not report.complete:
         raise CheckpointError(f'{place} can\'t take these weights, which look like '
                               f'{describe_weights(state)}: {report}')
     for key in own:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in translated.items()})
-    if report.layout != LAYOUTS[0].name or report.resized:
+    if report.layout != NATIVE.name or report.resized:
         print_log(f'{place}: {report}', logger='current', level=logging.INFO)
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
     """Say which variant a backbone's state dict of any known layout holds."""
-    for layout in LAYOUTS:
-        found = _widths_and_depths(state, layout.published_key)
-        if found is None:
-            continue
-        for name, arch in ARCHS.items():
-            if found == (arch.embed_dims, arch.depths, arch.num_heads, arch.kernel_sizes[0]):
-                return f'{name} in the {layout.name} layout'
-        return f'a variant of its own with embed_dims={found[0]} in the {layout.name} layout'
-    return 'another model'
+    found = recognise(state)
+    if found is None:
+        return 'another model'
+    name = variant_of(found) or f'a variant of its own with embed_dims={found.embed_dims}'
+    return f'{name} in the {found.layout.name} layout'
 
 
-def _widths_and_depths(state: Mapping[str, Tensor], published_key: Callable[[str], str]
-                       ) -> tuple[Any, ...] | None:
-    block = 'stages.{}.blocks.{}.attn.'
-    dims, depths, heads = [], [], []
-    for i in range(NUM_STAGES):
-        depth = 0
-        while published_key(block.format(i, depth) + 'proj.conv.weight') in state:
-            depth += 1
-        if not depth:
-            return None
-        depths.append(depth)
-        dims.append(state[published_key(block.format(i, 0) + 'proj.conv.weight')].shape[0])
-        biases = state.get(published_key(block.format(i, 0) + 'attention_biases'))
-        heads.append(biases.shape[0] if biases is not None else 0)
-    kernel = state.get(published_key(block.format(0, 0) + 'query_conv.0.conv.weight'))
-    side = kernel.shape[-1] if kernel is not None else 0
-    return tuple(dims), tuple(depths), tuple(heads), side
+def variant_of(structure: Structure) -> str | None:
+    """The name of a published variant, ``'m0'`` to ``'m5'``; None for any other.
+
+    Weights without the last stages count as the variant that they are the beginning of.
+    """
+    stages = len(structure.depths)
+    for name, arch in ARCHS.items():
+        heads = arch.num_heads[:stages]
+        if (structure.embed_dims, structure.depths, structure.num_heads, structure.key_dims,
+                structure.kernel_sizes) == (
+                arch.embed_dims[:stages], arch.depths[:stages], heads, arch.key_dims[:stages],
+                arch.kernel_sizes[:max(heads)]):
+            return name
+    return None
 
 
 def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:

@@ -9,14 +9,15 @@ from torch import nn
 
 from evit_mm.checkpoint import (
     LAYOUTS,
+    MICROSOFT,
+    TIMM,
     load_backbone_weights,
     resize_attention_biases,
     strip_containers,
 )
 from evit_mm.errors import CheckpointError
 from evit_mm.models import ARCHS, EfficientViT
-
-MICROSOFT = {layout.name: layout for layout in LAYOUTS}['Microsoft']
+from evit_mm.models.efficientvit import describe_weights
 
 
 def randomised(arch='m0', **options):
@@ -169,3 +170,67 @@ def test_another_variant_is_named(tmp_path):
 def test_no_weights_at_all(content):
     with pytest.raises(CheckpointError, match='file holds no weights'):
         strip_containers(content, 'file')
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda state: {'model': {}, 'model_ema': state},
+    lambda state: {'state_dict_ema': {f'module.{key}': value for key, value in state.items()}},
+    lambda state: {f'module._orig_mod.{key}': value for key, value in state.items()},
+    lambda state: {f'encoder.{key}': value for key, value in state.items()} | {
+        'decoder.weight': torch.zeros(1)},
+])
+@pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.name)
+def test_every_layout_in_every_wrapping(layout, wrap):
+    source, target = randomised(), EfficientViT('m0')
+    state = {layout.published_key(key): value for key, value in source.state_dict().items()}
+    report = load_backbone_weights(target, wrap(state), source='file')
+    assert report.layout == layout.name and report.complete and not report.resized
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_what_is_dropped_is_named():
+    report = load_backbone_weights(EfficientViT('m0', out_indices=(0, 1)),
+                                   as_published(randomised()), source='file')
+    assert 'dropped: ' in str(report)
+    for fragment in ('head.*', '*.attention_bias_idxs', 'blocks3.*'):
+        assert fragment in str(report)
+
+
+def test_two_backbones_need_a_prefix(tmp_path):
+    state = as_published(randomised())
+    both = {f'{name}.backbone.{key}': value for name in ('student', 'teacher')
+            for key, value in state.items()}
+    with pytest.raises(CheckpointError, match="2 backbones.*prefix=.*'teacher.backbone.'"):
+        load_backbone_weights(EfficientViT('m0'), both, source='file')
+    assert load_backbone_weights(EfficientViT('m0'), both, source='file',
+                                 prefix='teacher.backbone').complete
+
+
+def test_timms_weights_of_another_variant_are_named(tmp_path):
+    state = {TIMM.published_key(key): value for key, value in randomised('m3').state_dict().items()}
+    with pytest.raises(CheckpointError, match='looks like m3 in the timm layout'):
+        load_backbone_weights(EfficientViT('m4'), state, source='x', describe=describe_weights)
+    with pytest.raises(CheckpointError, match='look like m3 in the timm layout'):
+        EfficientViT('m4').load_state_dict(state)
+
+
+def test_fused_exports_can_not_be_undone(tmp_path):
+    fused = {}
+    for key, value in as_published(randomised()).items():
+        if key.endswith('.c.weight'):
+            fused[key.replace('.c.', '.')] = value
+            fused[key.replace('.c.weight', '.bias')] = torch.zeros(len(value))
+        elif '.bn.' not in key:
+            fused[key] = value
+    torch.save({'model': fused}, tmp_path / 'fused.pth')
+    model = EfficientViT('m0', init_cfg=dict(type='Pretrained',
+                                             checkpoint=str(tmp_path / 'fused.pth')))
+    told = 'is a fused export in the Microsoft layout.*checkpoint that it was made from, ' \
+        'or published weights .evit://efficientvit_m0'
+    with pytest.raises(CheckpointError, match=f'fused.pth {told}'):
+        model.init_weights()
+    detector = BaseModule()
+    detector.backbone = EfficientViT('m0')
+    with pytest.raises(CheckpointError, match=f'EfficientViT at backbone is given {told}'):
+        detector.load_state_dict({f'backbone.{key}': value for key, value in fused.items()})

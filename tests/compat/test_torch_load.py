@@ -1,9 +1,12 @@
 """Checkpoints load without running code, and every damage is one sentence."""
 
 import http.server
+import json
 import pickle
+import shutil
 import threading
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from safetensors.torch import save_file
 
 from evit_mm.compat.torch_load import load_checkpoint_file, load_checkpoint_url
 from evit_mm.errors import CheckpointError
@@ -235,3 +239,89 @@ def test_a_connection_that_ends_early_is_no_download(server, tmp_path, monkeypat
 def test_malformed_addresses(url):
     with pytest.raises(CheckpointError):
         load_checkpoint_url(url)
+
+
+def test_safetensors_load_wherever_a_checkpoint_does(tmp_path, server):
+    state = {'w': torch.arange(6.0).view(2, 3), 'n': torch.tensor(3), 'h': torch.ones(2).half()}
+    save_file(state, tmp_path / 'a.safetensors', metadata={
+        'format': 'pt', 'dataset_meta': '{"classes": ["a", "b"]}', 'config': 'import os'})
+    shutil.copy(tmp_path / 'a.safetensors', tmp_path / 'renamed.pth')
+    _Handler.files = {'/a.safetensors': (tmp_path / 'a.safetensors').read_bytes()}
+    for source in (str(tmp_path / 'a.safetensors'), str(tmp_path / 'renamed.pth'),
+                   f'{server}/a.safetensors'):
+        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu')
+        assert loaded['meta'] == {'format': 'pt', 'dataset_meta': {'classes': ['a', 'b']}}
+        assert loaded['state_dict'].keys() == state.keys()
+        for key, value in state.items():
+            assert torch.equal(loaded['state_dict'][key], value)
+    for place in ('cuda:0', torch.device('cpu'), None, lambda storage, _: storage):
+        load_checkpoint_file(tmp_path / 'a.safetensors', place)
+
+
+def safetensors(header, data=b''):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, 'little') + text + data
+
+
+@pytest.mark.parametrize('name,content,fragment', [
+    ('empty', b'', 'it is empty'),
+    ('text', b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'it is text'),
+    ('page', b'<!doctype html>', 'it is text'),
+    ('short', b'\x10', 'damaged'),
+    ('noise', bytes(range(128, 256)), 'damaged or no safetensors file'),
+    ('longer', safetensors({'w': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]}}, b'1234'),
+     '12 bytes are missing that its header names'),
+    ('shape', safetensors({'w': {'dtype': 'F32', 'shape': [9], 'data_offsets': [0, 16]}},
+                          bytes(16)), 'damaged ('),
+    ('overlap', safetensors({'w': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]},
+                             'v': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]}},
+                            bytes(16)), 'damaged ('),
+    ('offsets', safetensors({'w': {'dtype': 'F32', 'shape': [4]}}, bytes(16)),
+     'damaged in its header'),
+    ('huge', (1 << 62).to_bytes(8, 'little') + b'{"w": 1}', 'its header lies about its length'),
+    ('words', safetensors(b'{"w": not json'), 'damaged in its header'),
+    ('dtype', safetensors({'w': {'dtype': 'X9', 'shape': [4], 'data_offsets': [0, 16]}}, bytes(16)),
+     'damaged ('),
+])
+def test_damaged_safetensors(tmp_path, name, content, fragment):
+    path = tmp_path / f'{name}.safetensors'
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        CheckpointLoader.load_checkpoint(str(path))
+    text = str(error.value)
+    assert str(path) in text and fragment in text and '\n' not in text, text
+
+
+@pytest.mark.parametrize('kept', [1, 7, 9, 60, 500, 4000])
+def test_cut_safetensors(tmp_path, kept):
+    save_file({'w': torch.zeros(1000), 'v': torch.zeros(3)}, tmp_path / 'a.safetensors')
+    whole = (tmp_path / 'a.safetensors').read_bytes()
+    (tmp_path / 'a.safetensors').write_bytes(whole[:kept])
+    with pytest.raises(CheckpointError, match='a.safetensors can.t be read as a checkpoint: it is'):
+        load_checkpoint_file(tmp_path / 'a.safetensors')
+
+
+def test_the_options_of_a_training_program_are_data(tmp_path):
+    torch.save({'model': {'w': torch.ones(1)}, 'args': Namespace(lr=0.1, data='x')},
+               tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['args'].lr == 0.1
+
+
+def test_programs_are_no_checkpoints(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / 'a.pt')
+    with pytest.raises(CheckpointError, match='a TorchScript program'):
+        load_checkpoint_file(tmp_path / 'a.pt')
+
+
+@pytest.mark.parametrize('place', ['meta', 'message_hub'])
+def test_inferencers_run_no_config_of_a_checkpoint(tmp_path, place):
+    """mmengine's execute it as Python where they are given no other."""
+    from mmdet.apis import DetInferencer
+
+    text = f'open({str(tmp_path / "owned")!r}, "w")'
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': {'cfg': text},
+                'message_hub': {'runtime_info': {'cfg': text}}} if place == 'message_hub' else
+               {'state_dict': {'w': torch.ones(1)}, 'meta': {'cfg': text}}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='DetInferencer was given no config.*Python'):
+        DetInferencer(weights=str(tmp_path / 'a.pth'), device='cpu')
+    assert not (tmp_path / 'owned').exists()

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 
+from evit_mm.checkpoint import address
 from evit_mm.models import ARCHS
 
 CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / 'configs').glob('*.py')
@@ -53,7 +54,8 @@ def test_config_builds_learns_and_predicts(path):
     if path.stem.endswith('_coco'):
         arch = path.stem.split('_')[-2]
         assert config.model.backbone.arch == arch
-        assert config.model.backbone.init_cfg.checkpoint == f'{ZOO}efficientvit_{arch}.pth'
+        assert address(config.model.backbone.init_cfg.checkpoint) == \
+            f'{ZOO}efficientvit_{arch}.pth'
         assert config.model.backbone.norm_eval
         config.model.backbone.init_cfg = None
         # The published protocol.
