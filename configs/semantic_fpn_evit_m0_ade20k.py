@@ -5,7 +5,5 @@ _base_ = './semantic_fpn_evit_m4_ade20k.py'
 model = dict(
     backbone=dict(
         arch='m0',
-        init_cfg=dict(
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
-            'download/v1.0/efficientvit_m0.pth')),
+        init_cfg=dict(checkpoint='evit://efficientvit_m0')),
     neck=dict(in_channels=[32, 64, 128, 192]))

@@ -5,8 +5,6 @@ _base_ = './upernet_evit_m4_ade20k.py'
 model = dict(
     backbone=dict(
         arch='m3',
-        init_cfg=dict(
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
-            'download/v1.0/efficientvit_m3.pth')),
+        init_cfg=dict(checkpoint='evit://efficientvit_m3')),
     decode_head=dict(in_channels=[64, 128, 240, 320]),
     auxiliary_head=dict(in_channels=128))

@@ -20,10 +20,7 @@ model = dict(
         stem_strides=(8,),  # strides 8 to 64
         window_sizes=8,  # 512 / 16, / 32 and / 64 are multiples of 8
         norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/'
-            'download/v1.0/efficientvit_m4.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='evit://efficientvit_m4')),
     decode_head=dict(in_channels=[64, 128, 256, 384], channels=128, num_classes=150),
     auxiliary_head=dict(in_channels=128, in_index=1, channels=64, num_classes=150))
 

@@ -10,6 +10,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch.utils.flop_counter import FlopCounterMode
 
+from evit_mm.checkpoint import address
 from evit_mm.models import ARCHS
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
@@ -81,7 +82,7 @@ def test_ade20k_config_states_its_protocol(path):
     arch = path.stem.split('_')[-2]
     is_upernet = path.stem.startswith('upernet')
     assert config.model.backbone.arch == arch
-    assert config.model.backbone.init_cfg.checkpoint == f'{ZOO}efficientvit_{arch}.pth'
+    assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
     assert config.model.backbone.norm_eval
     assert config.model.backbone.window_sizes == 8
     assert config.model.data_preprocessor.size == (512, 512)
