@@ -120,6 +120,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads (as torch chooses)')
     parser.add_argument('--device', default='cpu', help='as torch names it (cpu)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there too')
+    return parser
 
 
 def convert_weights_parser() -> argparse.ArgumentParser:
