@@ -79,7 +79,7 @@ def test_config_builds_learns_and_predicts(path):
                          ids=lambda path: path.stem)
 def test_ade20k_config_states_its_protocol(path):
     config = Config.fromfile(path)
-    arch = path.stem.split('_')[-2]
+    arch = path.stem.split('_evit_')[1][:2]
     is_upernet = path.stem.startswith('upernet')
     assert config.model.backbone.arch == arch
     assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
