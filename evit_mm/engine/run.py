@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
@@ -16,8 +17,9 @@ from ..errors import ConfigError, UserError
 from . import configure, preflight
 from .hooks import MeanLossHook  # noqa: F401  (registered by name)
 from .launch import prepare_processes
+from .loops import resume_at_once
 
-__all__ = ['test', 'train']
+__all__ = ['explained', 'test', 'train']
 
 
 def train(options: Namespace) -> None:
@@ -26,7 +28,7 @@ def train(options: Namespace) -> None:
     Raises:
         UserError: If a mistake is found, always before the first step.
     """
-    with _explained():
+    with explained():
         config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
         if options.from_scratch:
             configure.learn_from_scratch(config)
@@ -40,10 +42,8 @@ def train(options: Namespace) -> None:
         checkpoint, purpose = _starting_point(config, options.resume)
         if purpose == 'resume':
             configure.without_pretrained_weights(config)
-        for name in ('train', 'val'):
-            if config.get(f'{name}_dataloader'):
-                preflight.check_files(config[f'{name}_dataloader'],
-                                      options.ignore_unknown_categories)
+            resume_at_once(config)
+        _check_files(config, ('train', 'val'), options.ignore_unknown_categories)
 
         runner = _build_runner(config)
         preflight.log_batch_size(config, runner.world_size)
@@ -52,9 +52,11 @@ def train(options: Namespace) -> None:
         _check_data(runner, 'train')
         if config.get('val_dataloader'):
             _check_data(runner, 'val')
+        model = _plain_model(runner)
+        preflight.check_norms(model, runner.train_loop.dataloader, config, runner.world_size)
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
-    with _explained(until=started):
+    with explained(until=started), preflight.explain_norms(model, config):
         runner.train()
 
 
@@ -67,7 +69,7 @@ def test(options: Namespace) -> dict[str, float]:
     Raises:
         UserError: If a mistake is found, always before the first image.
     """
-    with _explained():
+    with explained():
         config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))
         config.load_from = options.checkpoint
         config.resume = False
@@ -78,14 +80,14 @@ def test(options: Namespace) -> dict[str, float]:
             configure.add_test_time_augmentation(config)
         if options.out:
             _store_predictions(config, options.out)
-        preflight.check_files(config.test_dataloader, options.ignore_unknown_categories)
+        _check_files(config, ('test',), options.ignore_unknown_categories)
 
         runner = _build_runner(config)
         preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
         _check_data(runner, 'test')
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
-    with _explained(until=started):
+    with explained(until=started):
         return runner.test()
 
 
@@ -101,18 +103,44 @@ class _StartMark(Hook):
 
 
 @contextmanager
-def _explained(until: _StartMark | None = None) -> Iterator[None]:
-    """Turn what a config's mistakes raise, in mmengine or anywhere below, into a sentence."""
+def explained(until: _StartMark | None = None) -> Iterator[None]:
+    """Turn what a config's mistakes raise, in mmengine or anywhere below, into a sentence.
+
+    Args:
+        until: Tells since when errors are no longer the config's; they pass, unless they say
+            themselves that they are the user's, here or in a dataloader's worker.
+
+    Raises:
+        UserError: In place of what was raised.
+    """
     try:
         yield
-    except UserError:
+    except UserError as error:
+        sentence = _told_by_worker(error)
+        if sentence:
+            raise type(error)(sentence) from error
         raise
     except Exception as error:
+        if _lost_another_process(error):
+            raise UserError('another process of this run has ended, which says why') from error
         if until is not None and until.set:
             raise
         text = ' '.join(str(error.args[0] if error.args else error).split())
         raise ConfigError(f'the config can\'t be used as it is: {type(error).__name__}: {text} '
                           '(EVIT_MM_TRACEBACK=1 shows where)') from error
+
+
+def _told_by_worker(error: UserError) -> str:
+    """The sentence of a dataloader's worker, which torch hides behind a traceback; else ''."""
+    text = str(error)
+    if not text.startswith('Caught '):
+        return ''
+    return text.rstrip().rpartition('\n')[2].partition(': ')[2]
+
+
+def _lost_another_process(error: Exception) -> bool:
+    return torch.distributed.is_initialized() and any(text in str(error) for text in (
+        'closed by peer', 'reset by peer', 'remote process exit'))  # gloo's, gloo's, NCCL's
 
 
 def _common_config(options: Namespace, needed: tuple[str, ...]) -> Config:
@@ -131,6 +159,7 @@ def _common_config(options: Namespace, needed: tuple[str, ...]) -> Config:
     if options.seed is not None:
         config.randomness = dict(config.get('randomness') or {}, seed=options.seed)
     prepare_processes(config, options.launcher)
+    preflight.check_synced_norms(config)
     return config
 
 
@@ -161,10 +190,24 @@ def _build_runner(config: Config) -> Runner:
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 
+def _check_files(config: Config, names: tuple[str, ...], ignore_unknown_categories: bool) -> None:
+    scope = config.get('default_scope')
+    dataloaders = [config[f'{name}_dataloader'] for name in names
+                   if config.get(f'{name}_dataloader')]
+    for dataloader in dataloaders:
+        preflight.check_files(dataloader, ignore_unknown_categories, scope=scope)
+    types = [str(dataset.get('type')) for dataset in configure.leaf_datasets(dataloaders)]
+    if scope == 'mmseg' or any('mmseg.' in kind for kind in types):
+        from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
+
+        check_while_loading(config)
+
+
 def _check_data(runner: Runner, name: str) -> None:
     loop = getattr(runner, f'{name}_loop')  # built at the first look, with its metrics
     dataset = preflight.built_dataset(lambda: loop.dataloader.dataset, name)
     preflight.check_classes(_plain_model(runner), dataset, name)
+    preflight.check_label_maps(dataset, name)
 
 
 def _plain_model(runner: Runner) -> Any:

@@ -1,0 +1,127 @@
+"""Data sets once they are built: what they list is there, and the model has as many classes."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from ...errors import ConfigError, UserError
+from .files import is_local, segmentation_base
+
+__all__ = ['built_dataset', 'check_classes', 'leaves', 'steps']
+
+_CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')
+
+
+def built_dataset(build: Callable[[], Any], name: str) -> Any:
+    """Build a data set and check it: it has images, and they and their label maps are there.
+
+    Args:
+        build: Gives an mmengine data set.
+        name: ``'train'``, ``'val'`` or ``'test'``, for the error.
+
+    Raises:
+        UserError: If it can't be read, nothing is left to read, or a file is missing.
+    """
+    try:
+        dataset = build()
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AssertionError, IndexError, OSError) as error:
+        if 'at least one array to concatenate' not in str(error):  # an empty list of images
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f'the {name} data set can\'t be read: {type(error).__name__}: {reason}'
+                            ) from error
+        dataset = []
+    if len(dataset) == 0:
+        raise UserError(f'the {name} data set has no images that can be used: its annotation file '
+                        'or list of images names none, or none has an object of the config\'s '
+                        'classes')
+    _check_listed_files(dataset, name)
+    return dataset
+
+
+def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
+    """Check that the heads predict as many classes as the data set has.
+
+    Raises:
+        ConfigError: If a head has another number.
+    """
+    metainfo = getattr(dataset, 'metainfo', {})
+    classes = metainfo.get('classes')
+    if classes is None or 'thing_classes' in metainfo:
+        return  # panoptic heads have counts of their own
+    for path, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        is_head = 'head' in path and not any(name in path for name in _CLASS_AGNOSTIC)
+        if is_head and isinstance(count, int) and count != len(classes):
+            raise ConfigError(f'{path} predicts {count} classes, but the {name} data set has '
+                              f'{len(classes)}: set model.{path}.num_classes={len(classes)}')
+
+
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets that read local files, inside whatever wraps them."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if any(part is not None for part in inner):
+        for part in inner:
+            yield from leaves(part)
+    elif hasattr(dataset, 'get_data_info') and is_local(getattr(dataset, 'backend_args', None)):
+        yield dataset
+
+
+def steps(pipeline: Any) -> Iterator[Any]:
+    """The transforms of a built pipeline, in order; those inside others after these."""
+    if isinstance(pipeline, list | tuple):
+        for step in pipeline:
+            yield from steps(step)
+    elif callable(pipeline):
+        yield pipeline
+        for name in ('transforms', 'subroutines'):  # of Compose and what is like it; TestTimeAug
+            yield from steps(getattr(pipeline, name, None))
+
+
+def _check_listed_files(dataset: Any, name: str) -> None:
+    present = _Presence()
+    images: list[str] = []
+    maps: list[tuple[str, str]] = []
+    total = labelled = 0
+    for leaf in leaves(dataset):
+        # Only a segmentation data set that is asked for its labels must have them.
+        needs_maps = segmentation_base(type(leaf)) and any(
+            'Annotation' in type(step).__name__ for step in steps(leaf.pipeline))
+        for index in range(len(leaf)):
+            info = leaf.get_data_info(index)
+            image, label_map = info.get('img_path'), info.get('seg_map_path')
+            if image and '://' not in image:
+                total += 1
+                if not present(image):
+                    images.append(image)
+            if needs_maps and label_map and '://' not in label_map:
+                labelled += 1
+                if not present(label_map):
+                    maps.append((label_map, image))
+    if images:
+        raise UserError(f'{len(images)} of the {total} images of the {name} data set are missing '
+                        f'or empty, the first is {images[0]}: fetch them, or take them out of '
+                        'the annotations or lists that name them')
+    if maps:
+        label_map, image = maps[0]
+        raise UserError(f'{len(maps)} of the {labelled} label maps of the {name} data set are '
+                        f'missing or empty, the first is {label_map} of the image {image}: fetch '
+                        'them, take their images out of the data set, or set its '
+                        'data_prefix.seg_map_path and seg_map_suffix to where they are')
+
+
+class _Presence:
+    """Tells whether a file is there and not empty, from one listing of its folder."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, dict[str, int]] = {}
+
+    def __call__(self, path: str) -> bool:
+        folder, file = os.path.split(path)
+        if folder not in self.sizes:  # one listing is faster than a look at every file
+            self.sizes[folder] = {entry.name: entry.stat().st_size for entry in os.scandir(folder)
+                                  if entry.is_file()} if os.path.isdir(folder) else {}
+        return bool(self.sizes[folder].get(file))

@@ -1,0 +1,165 @@
+"""What a dataloader's config names, before anything is built from it: folders, files, suffixes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+from ...errors import UserError
+from ..configure import leaf_datasets
+from .categories import check_categories
+
+__all__ = ['check_files', 'is_local', 'segmentation_base']
+
+_HOW_TO_GET_DATA = {
+    'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
+                   'annotations_trainval2017.zip, unpacked into one folder) and name that folder '
+                   'with --data-root',
+    'ADE20KDataset': 'get ADEChallengeData2016.zip from the MIT scene parsing benchmark '
+                     '(sceneparsing.csail.mit.edu) and name the unpacked folder with --data-root',
+}
+_FALLBACK = ('name the folder that holds the data set with --data-root, or set data_root in the '
+             'config')
+_TRY = 'tools/prepare_data.py shapes generates a small set to try things with'
+
+
+def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
+                scope: str | None = None) -> None:
+    """Check that what a dataloader's config names is there.
+
+    Args:
+        dataloader: The config of one dataloader.
+        ignore_unknown_categories: As in `check_categories`.
+        scope: The config's ``default_scope``, in which the types of its data sets are looked up.
+
+    Raises:
+        UserError: If a folder or file is missing, or has nothing to read; it says how to get the
+            data.
+        ConfigError: If the categories of a COCO file are not the config's classes.
+    """
+    for dataset in leaf_datasets(dataloader):
+        if _is_remote(dataset):
+            continue  # mmengine's storage backend reports what is missing
+        kind = _class_of(dataset, scope)
+        name = kind.__name__ if kind else str(dataset.get('type'))
+        how = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_TRY}'
+        root = Path(dataset.get('data_root') or '')
+        if not root.is_dir():
+            raise UserError(f'the data set is not there: {root.absolute()} does not exist; {how}')
+        segmentation = segmentation_base(kind)
+        annotations = dataset.get('ann_file')
+        # mmseg reads a folder as all of its images.
+        if annotations and not (root / annotations).is_file() and not (
+                segmentation and (root / annotations).is_dir()):
+            raise UserError(f'{root / annotations} does not exist; {how}')
+        classes = _coco_classes(kind, dataset) if annotations else None
+        if classes:
+            check_categories(root / annotations, classes, ignore_unknown_categories)
+        for key, prefix in (dataset.get('data_prefix') or {}).items():
+            if key == 'seg_map_path' and segmentation and not _loads_labels(dataset['pipeline']):
+                continue  # a test set whose labels nobody asks for
+            folder = root / prefix if prefix else root
+            if not folder.is_dir():
+                raise UserError(f'the folder {folder} does not exist; {how}')
+            if not any(folder.iterdir()):
+                raise UserError(f'the folder {folder} is empty; {how}')
+        if kind and segmentation:
+            _check_images_found(kind, segmentation, dataset)
+
+
+def is_local(backend_args: Mapping[str, Any] | None) -> bool:
+    """Whether mmengine's ``backend_args`` mean local disks."""
+    return (backend_args or {}).get('backend', 'local') in ('local', 'disk')
+
+
+def segmentation_base(kind: type | None) -> Any:
+    """Which of MMSegmentation's data sets a type derives from, if any; mmseg is not imported."""
+    return _base(kind, 'mmseg', 'BaseSegDataset') or _base(kind, 'mmseg', 'BaseCDDataset')
+
+
+def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> None:
+    """Check that a segmentation data set finds any image where it looks.
+
+    Raises:
+        UserError: If its list of images is empty, or no file has the suffix of its images.
+    """
+    if getattr(kind, 'load_data_list', None) is not base.load_data_list:
+        return  # finds its images in a way of its own
+    config = deepcopy({key: value for key, value in dataset.items()
+                       if key not in ('type', '_scope_')})
+    config.update(pipeline=[], lazy_init=True, test_mode=False)
+    try:
+        unread = kind(**config)  # knows the defaults of its type, and how paths are put together
+    except Exception:  # building it in earnest will fail, and say why
+        return
+    if unread.ann_file and not os.path.isdir(unread.ann_file):
+        if not any(line.strip() for line in Path(unread.ann_file).read_text().splitlines()):
+            raise UserError(f'the list of images {unread.ann_file} is empty')
+        return
+    folder, suffix = unread.data_prefix.get('img_path') or '', unread.img_suffix
+    others: Counter[str] = Counter()
+    for file in _visible_files(folder):
+        if file.endswith(suffix):
+            return
+        others[os.path.splitext(file)[1]] += 1
+    raise UserError(
+        f'no file in {folder} ends in {suffix!r}, as the images of {kind.__name__} do'
+        + (f': the {others.total()} files there end in '
+           f'{", ".join(repr(other) for other, _ in others.most_common(3))}' if others else '')
+        + '; set img_suffix of the data set, or data_prefix.img_path')
+
+
+def _visible_files(folder: str) -> Iterator[str]:
+    """The files that mmseg sees in a folder and the folders in it."""
+    for path, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(path, name) for name in names if not name.startswith('.'))
+
+
+def _loads_labels(pipeline: Any) -> bool:
+    """Whether any step of a pipeline's config loads annotations."""
+    if isinstance(pipeline, Mapping):
+        kind = pipeline.get('type')
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        return 'Annotation' in name or any(_loads_labels(value) for value in pipeline.values())
+    return isinstance(pipeline, list | tuple) and any(_loads_labels(step) for step in pipeline)
+
+
+def _is_remote(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set's config reads from storage other than local disks."""
+    paths = [dataset.get('data_root'), dataset.get('ann_file'),
+             *(dataset.get('data_prefix') or {}).values()]
+    return not is_local(dataset.get('backend_args')) or any(
+        '://' in str(path or '') for path in paths)
+
+
+def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
+    """The class that a data set's config names; None where building it will say what is wrong."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(dataset.get('_scope_') or scope) as registry:
+            try:
+                kind = registry.get(kind)
+            except RuntimeError:
+                return None
+    return kind if isinstance(kind, type) else None
+
+
+def _base(kind: type | None, package: str, name: str) -> Any:
+    """The base class of that name; by name, as neither mmdet nor mmseg must be installed."""
+    bases = kind.__mro__ if kind else ()
+    return next((base for base in bases if base.__name__ == name
+                 and base.__module__.partition('.')[0] == package), None)
+
+
+def _coco_classes(kind: Any, dataset: Mapping[str, Any]) -> Sequence[str] | None:
+    """The classes of a data set whose type reads categories as CocoDataset does."""
+    base = _base(kind, 'mmdet', 'CocoDataset')
+    if base is None or kind.load_data_list is not base.load_data_list:
+        return None
+    # Knows the forms that a config may use: a list, one name, a file of names.
+    metainfo = kind._load_metainfo(deepcopy(dict(dataset.get('metainfo') or {})))
+    return metainfo.get('classes')

@@ -1,0 +1,218 @@
+"""Label maps that are looked at before they are learnt from.
+
+MMSegmentation casts whatever a file holds to 8 bits: the value 300 of a 16-bit map becomes class
+44, and a value beyond the classes ends a training in the loss, without the name of a file.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import mmcv
+import numpy as np
+import numpy.typing as npt
+from mmengine import fileio
+from mmengine.config import Config
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import DATASETS, TRANSFORMS
+
+from ..errors import ConfigError, UserError
+
+__all__ = ['CheckedLoadAnnotations', 'check_while_loading']
+
+_TYPES = ('LoadAnnotations', 'CheckedLoadAnnotations')
+_VALUES_SHOWN = 5
+
+
+@TRANSFORMS.register_module()
+class CheckedLoadAnnotations(LoadAnnotations):
+    """MMSegmentation's LoadAnnotations, which takes no label map that does not fit its image.
+
+    A map that can't be read, has several channels, another size than the image or values that
+    stand for no class ends the run with the file's name. What it loads is what LoadAnnotations
+    loads, through one table of values instead of a pass over the map for each class.
+
+    Args:
+        num_classes: Classes of the data set; None leaves only 8 bits as a limit.
+        ignore_index: Label of the pixels that do not count.
+        **kwargs: LoadAnnotations' own.
+    """
+
+    def __init__(self, *, num_classes: int | None, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        """Add ``gt_seg_map`` (H, W) uint8: classes from 0 on, and the ignored label.
+
+        Raises:
+            UserError: If the label map does not fit; it names the file.
+            ConfigError: If the data set has no label maps, or contradicts this transform.
+        """
+        image = results.get('img_path')
+        if not results.get('seg_map_path'):
+            raise ConfigError(f'the data set of {image} names no label maps, but its pipeline '
+                              'loads them: set its data_prefix.seg_map_path, or take '
+                              'LoadAnnotations out of the pipeline')
+        reduce_zero_label = results['reduce_zero_label']
+        if self.reduce_zero_label not in (None, reduce_zero_label):
+            raise ConfigError(
+                f'LoadAnnotations has reduce_zero_label={self.reduce_zero_label}, but its data set '
+                f'has {reduce_zero_label}: take it out of the pipeline, and set it in the data set')
+        path = results['seg_map_path']
+        table = _label_of_value(reduce_zero_label, results.get('label_map'))
+        values = _in_one_channel(self._decoded(path, image), path)
+        size = results.get('ori_shape')
+        if size is not None and values.shape != tuple(size[:2]):
+            raise UserError(
+                f'the label map {path} is {values.shape[0]}x{values.shape[1]} (height x width), '
+                f'but its image {image} is {size[0]}x{size[1]}: replace one of the two, or take '
+                'the image out of the data set')
+        results['gt_seg_map'] = table[self._checked_values(values, table, path, reduce_zero_label)]
+        results['seg_fields'].append('gt_seg_map')
+
+    def _decoded(self, path: str, image: str | None) -> npt.NDArray[Any]:
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except OSError as error:
+            raise UserError(f'the label map {path} of the image {image} can\'t be read: '
+                            f'{error.strerror or error}') from error
+        reason = 'it is empty'
+        if content:
+            try:
+                values = mmcv.imfrombytes(content, flag='unchanged', backend=self.imdecode_backend)
+                if values is not None:
+                    return values
+                reason = f'{self.imdecode_backend} can\'t decode it'
+            except Exception as error:  # each decoder has errors of its own
+                # Pillow names the buffer in memory, which helps nobody.
+                reason = ' '.join(str(error).partition(' <')[0].split()) or type(error).__name__
+        raise UserError(f'the label map {path} is no image, or is cut off ({reason}): fetch it '
+                        f'again, or take its image {image} out of the data set')
+
+    def _checked_values(self, values: npt.NDArray[Any], table: npt.NDArray[np.uint8], path: str,
+                        reduce_zero_label: bool) -> npt.NDArray[np.uint8]:
+        """The values of the file, all of which stand for a class or are ignored.
+
+        Raises:
+            UserError: If others are among them.
+        """
+        valid = np.ones(256, bool)
+        if self.num_classes is not None:
+            valid = (table < self.num_classes) | (table == self.ignore_index)
+        if values.dtype == bool:
+            values = values.astype(np.uint8)
+        if values.dtype == np.uint8 and valid[values].all():
+            return values
+        wrong = [value for value in np.unique(values).tolist()
+                 if value not in range(256) or not valid[int(value)]]
+        if not wrong:
+            return values.astype(np.uint8)
+        shown = ', '.join(f'{value:g}' for value in wrong[:_VALUES_SHOWN])
+        mend = 'correct it, or give the config the classes that these values stand for'
+        if wrong == [self.num_classes] and not reduce_zero_label:
+            mend += ' (if they count from 1, set reduce_zero_label=True in the data set)'
+        raise UserError(
+            f'the label map {path} has values that stand for no class: {shown}'
+            f'{" ..." if len(wrong) > _VALUES_SHOWN else ""}; valid are '
+            f'{_ranges(np.flatnonzero(valid).tolist())}: {mend}')
+
+
+def check_while_loading(config: Config) -> None:
+    """Let MMSegmentation's own LoadAnnotations in all data sets of a config check what they load.
+
+    Loaders of other types are left as they are.
+
+    Args:
+        config: Its dataloaders are changed in place.
+    """
+    head = _decode_head(config)
+    # Where a data set names no classes, what the head predicts is the limit. Losses of several
+    # binary masks have no ignored label, but 255 is what loading gives.
+    ignored = head.get('ignore_index')
+    checks = dict(num_classes=head.get('num_classes'),
+                  ignore_index=255 if ignored is None else ignored)
+    for split in ('train', 'val', 'test'):
+        if config.get(f'{split}_dataloader'):
+            _check_loaders(config[f'{split}_dataloader'], checks, config.get('default_scope'))
+
+
+def _check_loaders(part: Any, checks: dict[str, Any], scope: str | None) -> None:
+    if isinstance(part, Mapping):
+        scope = part.get('_scope_') or scope
+        if _is_plain_loader(part.get('type'), scope):
+            part.update(type='mmseg.CheckedLoadAnnotations', **checks)  # type: ignore[attr-defined]
+        if 'pipeline' in part:
+            checks = {**checks, 'num_classes': _class_count(part) or checks['num_classes']}
+        for value in part.values():
+            _check_loaders(value, checks, scope)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            _check_loaders(value, checks, scope)
+
+
+def _is_plain_loader(kind: Any, scope: str | None) -> bool:
+    """Whether a config's type is MMSegmentation's LoadAnnotations, or already the checked one."""
+    if isinstance(kind, str):
+        package, _, name = kind.rpartition('.')
+        if (package.partition('.')[0] or scope) != 'mmseg' or name not in _TYPES:
+            return False
+        kind = TRANSFORMS.get(name)
+    return kind in (LoadAnnotations, CheckedLoadAnnotations)
+
+
+def _class_count(dataset: Mapping[str, Any]) -> int | None:
+    """How many classes a data set's config names, or its type has; None if neither does."""
+    kind = dataset.get('type')
+    try:
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        metainfo = kind._load_metainfo(deepcopy(dataset.get('metainfo')))  # type: ignore[union-attr]
+    except Exception:  # building it will fail, and say why; or it wraps another
+        return None
+    return len(metainfo.get('classes') or ()) or None
+
+
+def _decode_head(config: Config) -> Mapping[str, Any]:
+    model = config.get('model') or {}
+    while 'module' in model:  # of test-time augmentation
+        model = model['module']
+    head = model.get('decode_head') or {}
+    return head[-1] if isinstance(head, list | tuple) else head
+
+
+def _label_of_value(reduce_zero_label: bool, label_map: Mapping[int, int] | None
+                    ) -> npt.NDArray[np.uint8]:
+    """The label (256,) that each value of a file stands for, as MMSegmentation loads it."""
+    table = np.arange(256, dtype=np.uint8)
+    if reduce_zero_label:
+        table = np.roll(table, 1)  # 0 becomes 255, all others one less
+        table[255] = 255
+    if label_map:
+        before = table.copy()
+        for old, new in label_map.items():
+            table[before == old] = new
+    return table
+
+
+def _in_one_channel(values: npt.NDArray[Any], path: str) -> npt.NDArray[Any]:
+    """The values (H, W) of a decoded file.
+
+    Raises:
+        UserError: If it has several channels.
+    """
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[..., 0] if values.shape[2] == 1 else values[0]
+    if values.ndim != 2:
+        raise UserError(f'the label map {path} has {values.shape[-1]} channels, as pictures have, '
+                        'but a label map has one: store the number of each pixel\'s class in a '
+                        'grey or palette image')
+    return values
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers in words: '0 to 150 and 255'."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ' and '.join(str(a) if a == b else f'{a} to {b}'
+                        for a, b in zip(starts, ends, strict=True))

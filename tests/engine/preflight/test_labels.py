@@ -1,0 +1,251 @@
+"""Label maps that do not fit end a run in one sentence: before the start, or when they load."""
+
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from evit_mm.cli import run_tool, test_parser, train_parser
+from evit_mm.engine import configure, preflight, run, test, train
+from evit_mm.errors import ConfigError, UserError
+from evit_mm.segmentation import check_while_loading
+
+test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
+
+
+def larger(path):
+    Image.fromarray(np.zeros((90, 80), np.uint8)).save(path)
+
+
+def out_of_range(path):
+    content = np.array(Image.open(path))
+    content[0, 0] = 151
+    Image.fromarray(content).save(path)
+
+
+def in_16_bits(path):
+    content = np.array(Image.open(path)).astype(np.uint16)
+    content[0, 0] = 300
+    Image.fromarray(content).save(path)
+
+
+def in_colour(path):
+    Image.open(path).convert('RGB').save(path)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def emptied(path):
+    path.write_bytes(b'')
+
+
+def removed(path):
+    path.unlink()
+
+
+DAMAGES = [
+    (larger, 'is 90x80 (height x width), but its image'), (in_colour, 'has 3 channels'),
+    (out_of_range, 'no class: 151; valid are 0 to 150 and 255'), (in_16_bits, 'no class: 300;'),
+    (cut_off, 'is cut off'), (emptied, 'it is empty'), (removed, 'No such file')]
+
+
+@pytest.fixture
+def third(ade):
+    """One of the label maps that are trained on."""
+    return ade / 'annotations' / 'training' / 'ADE_train_00000003.png'
+
+
+@pytest.fixture
+def built(segmentor):
+    """The data set of the copy, as a run builds it."""
+    def build():
+        init_default_scope('mmseg')
+        check_while_loading(segmentor)
+        return DATASETS.build(segmentor.train_dataloader.dataset)
+
+    return build
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the check logs."""
+    lines = []
+    monkeypatch.setattr(preflight.labels, 'print_log', lambda text, **_: lines.append(text))
+    return lines
+
+
+@pytest.mark.parametrize('damage,fragment', DAMAGES)
+def test_found_in_the_sample(built, third, damage, fragment):
+    damage(third)
+    with pytest.raises(UserError) as caught:
+        preflight.check_label_maps(built(), 'train')
+    assert str(third) in str(caught.value) and fragment in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_sample_is_limited(built, said):
+    dataset = built()
+    preflight.check_label_maps(dataset, 'train')
+    preflight.check_label_maps(dataset, 'train', limit=3)
+    preflight.check_label_maps(dataset, 'train', seconds=0.0)
+    assert said[0] == '8 of the 8 label maps of the train data set are sound'
+    assert said[1].startswith('3 of the 8 ') and said[2].startswith('1 of the 8 ')
+    assert said[2].endswith('; the others are checked when they are loaded')
+
+
+def test_sample_is_spread_over_wrapped_data_sets(segmentor, built, said):
+    inner = segmentor.train_dataloader.dataset
+    other = {**inner, 'data_prefix': segmentor.val_dataloader.dataset.data_prefix}
+    segmentor.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
+        type='ConcatDataset', datasets=[inner, other]))
+    preflight.check_label_maps(built(), 'train')
+    assert said == ['12 of the 12 label maps of the train data set are sound']
+
+
+def test_other_loaders_are_passed_over(segmentor, third, said):
+    out_of_range(third)
+    init_default_scope('mmseg')
+    dataset = segmentor.train_dataloader.dataset
+    preflight.check_label_maps(DATASETS.build(dataset), 'train')  # nothing was put in its place
+    del dataset.pipeline[1]
+    check_while_loading(segmentor)
+    preflight.check_label_maps(DATASETS.build(dataset), 'train')
+    assert not said
+
+
+def test_detection_does_without_mmseg(config, copy, monkeypatch):
+    """Its data sets know label maps too, of another kind."""
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(config.train_dataloader.dataset)
+    monkeypatch.setitem(sys.modules, 'evit_mm.segmentation', None)
+    preflight.check_label_maps(dataset, 'train')
+
+
+def test_labels_after_resizing_and_inside_other_transforms(segmentor, built, third):
+    segmentor.train_dataloader.dataset.pipeline = [
+        dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[
+            [dict(type='Resize', scale=(32, 32))], [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')]])]
+    preflight.check_label_maps(dataset := built(), 'train')
+    assert len(dataset[2]['inputs']) == 1
+    larger(third)
+    with pytest.raises(UserError, match='90x80'):
+        preflight.check_label_maps(dataset, 'train')
+    with pytest.raises(UserError, match='90x80'):
+        dataset[2]
+
+
+def test_images_that_can_not_be_read(built, ade):
+    image = ade / 'images' / 'training' / 'ADE_train_00000002.jpg'
+    image.write_bytes(b'no image')
+    with pytest.raises(UserError, match=f"the image {image} can.t be read"):
+        preflight.check_label_maps(built(), 'train')
+
+
+@pytest.fixture
+def unsampled(monkeypatch):
+    """Runs look into no label map before they start."""
+    monkeypatch.setattr(preflight, 'check_label_maps',
+                        partial(preflight.check_label_maps, limit=0))
+
+
+@pytest.mark.parametrize('damage,fragment', DAMAGES)
+def test_found_by_a_worker_process(built, third, damage, fragment):
+    """torch puts a traceback around what a worker says."""
+    dataset = built()
+    damage(third)
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=pseudo_collate)
+    with pytest.raises(UserError) as caught, run.explained():
+        list(loader)
+    assert str(caught.value).startswith(f'the label map {third} ')
+    assert fragment in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_found_while_training(unsampled, mistake, segmentor_file, ade, third):
+    """All images are seen in the four steps, each in a worker process."""
+    out_of_range(third)
+    said = mistake(train_parser, train, segmentor_file, '--data-root', ade, '--cfg-options',
+                    'train_dataloader.num_workers=1')
+    assert said.startswith(f'error: the label map {third} ') and 'no class: 151;' in said
+
+
+def test_processes_that_lose_another_one(monkeypatch):
+    """The one that found a mistake has told it; the others have nothing to add."""
+    lost = RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:9444')
+    with pytest.raises(ConfigError, match='closed by peer'), run.explained():
+        raise lost
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(UserError, match='^another process of this run has ended'), run.explained():
+        raise lost
+
+
+@pytest.fixture
+def weights(segmentor, tmp_path):
+    """A checkpoint of the segmentor."""
+    init_default_scope('mmseg')
+    torch.save(dict(state_dict=MODELS.build(segmentor.model).state_dict()), tmp_path / 'w.pth')
+    return tmp_path / 'w.pth'
+
+
+def test_found_while_testing(unsampled, mistake, segmentor_file, ade, weights):
+    second = ade / 'annotations' / 'validation' / 'ADE_val_00000002.png'
+    out_of_range(second)
+    say = partial(mistake, test_parser, test, segmentor_file, weights, '--data-root', ade)
+    for workers in (0, 1):
+        said = say('--cfg-options', f'test_dataloader.num_workers={workers}')
+        assert said.startswith(f'error: the label map {second} ') and 'no class: 151;' in said
+
+
+def test_found_before_testing(mistake, segmentor_file, ade, weights):
+    second = ade / 'annotations' / 'validation' / 'ADE_val_00000002.png'
+    say = partial(mistake, test_parser, test, segmentor_file, weights, '--data-root', ade)
+    in_16_bits(second)
+    assert 'no class: 300;' in say()
+    removed(second)
+    assert f'1 of the 4 label maps of the test data set are missing or empty, the first is ' \
+           f'{second}' in say()
+
+
+def test_test_sets_without_labels(segmentor_file, ade, weights, tmp_path, monkeypatch):
+    """Pictures of predictions need no truth, so that mmseg asks for none."""
+    monkeypatch.chdir(tmp_path)
+    removed(ade / 'annotations' / 'validation' / 'ADE_val_00000001.png')
+    segmentor_file.write_text(segmentor_file.read_text() + """
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)),
+    dict(type='PackSegInputs')]))
+test_evaluator = dict(type='IoUMetric', format_only=True, output_dir='found')
+""")
+    assert run_tool(test_parser(), test, [str(segmentor_file), str(weights), '--data-root',
+                                          str(ade)]) == 0
+    assert len(list((tmp_path / 'found').iterdir())) == 4
+
+
+def test_in_a_process_of_its_own_without_mmdet(tool, segmentor_file, ade, third, tmp_path):
+    """As a user without mmdet sees it, from the command line to the exit status."""
+    in_colour(third)
+    without = 'import runpy, sys; sys.modules["mmdet"] = None; del sys.argv[0]; ' \
+              'runpy.run_path(sys.argv[0], run_name="__main__")'
+    result = tool('train.py', segmentor_file, '--data-root', ade, cwd=tmp_path,
+                  launcher=('-c', without), OMP_NUM_THREADS='1')
+    assert result.returncode == 2 and 'Traceback' not in result.stdout + result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        f'error: the label map {third} has 3 channels')
+
+
+def test_config_that_a_run_wrote_down(segmentor_file, ade, mistake, third, tmp_path):
+    """It names the checked loader, with the number of classes of that time."""
+    config = configure.load_config(segmentor_file)
+    check_while_loading(config)
+    config.dump(tmp_path / 'written.py')
+    out_of_range(third)
+    said = mistake(train_parser, train, tmp_path / 'written.py', '--data-root', ade)
+    assert 'no class: 151;' in said
