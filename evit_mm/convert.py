@@ -4,6 +4,7 @@ Above `evit_mm.models`, whose variants it names; it builds none of them.
 """
 
 import json
+import reprlib
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +30,7 @@ from .checkpoint import (
     local_copy,
     markdown_table,
     recognise,
+    strip_containers,
 )
 from .compat.containers import Weights, find_weights
 from .compat.torch_load import is_safetensors, load_checkpoint_file
@@ -43,6 +46,8 @@ TARGETS: dict[str, Layout] = {'evit-mm': NATIVE, 'timm': TIMM, 'microsoft': MICR
 _SUFFIXES = ('.safetensors', '.pth', '.pt')
 _BACKBONE = 'backbone.'
 _INDEX = 'attention_bias_idxs'
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 _OPTIONAL = ('num_batches_tracked', 'running_mean', 'running_var')  # a GN has no statistics
 
 
@@ -85,11 +90,8 @@ def convert(options: Namespace) -> None:
     if target is None:
         print(describe_file(path, checkpoint))
         return
-    weights = find_weights(checkpoint)
-    if weights is None:
-        raise CheckpointError(f'{path} holds no weights')
     layout = TARGETS[options.to]
-    converted = convert_state(weights.state, layout, str(path))
+    converted = convert_state(strip_containers(checkpoint, str(path)), layout, str(path))
     write_weights(target, converted, layout, _meta(checkpoint) if converted.others else None)
     arch = variant_of(converted.source) or 'a variant of its own'
     print(f'{target}: {arch}, {len(converted.state)} tensors in the {layout.name} layout '
@@ -173,11 +175,11 @@ def write_weights(path: Path, converted: Converted, layout: Layout,
     Raises:
         UserError: If it can't be written.
     """
-    # safetensors takes no views of one another, and torch.save would write all that a view is of.
-    tensors = {key: value.detach().clone(memory_format=torch.contiguous_format)
-               for key, value in converted.state.items()}
     unfinished = path.with_name(f'{path.name}.tmp')
     try:
+        # safetensors takes no views of one another; torch.save would write all that a view is of.
+        tensors = {key: value.detach().clone(memory_format=torch.contiguous_format)
+                   for key, value in converted.state.items()}
         if path.suffix == '.safetensors':
             header = {'format': 'pt', 'layout': layout.name,
                       'arch': variant_of(converted.source) or 'custom',
@@ -193,7 +195,7 @@ def write_weights(path: Path, converted: Converted, layout: Layout,
             torch.save({'state_dict': tensors, 'meta': {'dataset_meta': meta} if meta else {}},
                        unfinished)
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's of a full disk
+    except (OSError, RuntimeError) as error:  # torch's: a full disk, a tensor without numbers
         reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
         raise UserError(f'{path} can\'t be written: {reason}') from error
     finally:
@@ -260,13 +262,14 @@ def _extras(checkpoint: Any, weights: Weights | None) -> list[tuple[str, str]]:
         return [('holds', type(checkpoint).__name__)]
     lines = []
     for key, value in checkpoint.items():
-        if (weights and weights.place[:1] == (key,)) or hasattr(value, 'shape'):
+        if (weights and weights.place[:1] == (key,)) or isinstance(value, Tensor | np.ndarray):
             continue
         if isinstance(value, Mapping):
             names = sorted(map(str, value))
-            text = f'{len(value)} entries: {_listed(names[:8])}' + ', ...' * (len(value) > 8)
+            text = f'{len(value)} entries' + ': ' * bool(names) + _listed(names[:8]) + \
+                ', ...' * (len(names) > 8)
         else:
-            text = f'{type(value).__name__}, {" ".join(repr(value).split())[:80]}'
+            text = f'{type(value).__name__}, {" ".join(_BRIEF.repr(value).split())[:80]}'
         lines.append((f'extra: {key}', text))
     return lines
 
@@ -277,7 +280,7 @@ def _meta(checkpoint: Any) -> dict[str, Any]:
     found = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     try:
         return json.loads(json.dumps(found)) if isinstance(found, Mapping) else {}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
 
 
@@ -309,4 +312,9 @@ def _bytes(size: int) -> str:
 
 def _aligned(lines: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines)
-    return '\n'.join(f'{name:<{width}}  {text}' for name, text in lines)
+    return '\n'.join(_printable(f'{name:<{width}}  {text}'.rstrip()) for name, text in lines)
+
+
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: the names in a file are whoever wrote it's."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in text)

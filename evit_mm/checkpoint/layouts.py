@@ -1,7 +1,7 @@
 """The key layouts in which weights of this model are published."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,5 +179,7 @@ def strip_containers(checkpoint: Any, source: str = 'the checkpoint') -> dict[st
     """
     weights = find_weights(checkpoint)
     if weights is None:
-        raise CheckpointError(f'{source} holds no weights')
+        held = list(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else []
+        raise CheckpointError(f'{source} holds no weights in a place that is known here'
+                              + f' (it holds {", ".join(held[:8])})' * bool(held))
     return weights.state

@@ -7,18 +7,17 @@ client would bring a second cache and a dozen packages for what is one https add
 import difflib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.runner import CheckpointLoader
 
-from ..compat.torch_load import download_checkpoint, existing_file, load_from_http
+from ..compat.torch_load import download_checkpoint, existing_file, load_from_local
 from ..errors import CheckpointError
 
-__all__ = ['PUBLISHED', 'Published', 'address', 'local_copy', 'markdown_table', 'published',
-           'register_names']
+__all__ = ['PUBLISHED', 'Published', 'address', 'load_from_name', 'local_copy', 'markdown_table',
+           'published', 'register_names']
 
 _RELEASE = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 _HUB = 'https://huggingface.co'
@@ -120,6 +119,8 @@ def address(source: str) -> str:
 def local_copy(source: str) -> Path:
     """The file that a name, an address or a path means, downloaded where it has to be.
 
+    A file that is called like a name goes first.
+
     Raises:
         CheckpointError: If there is none, or it can't be downloaded.
     """
@@ -137,20 +138,13 @@ def register_names() -> None:
     names = '|'.join(re.escape(row.name.removeprefix('evit://')) for row in PUBLISHED
                      if row.name.startswith('evit://'))
     patterns = ['evit://', 'timm://', 'hf-hub:', 'hf://', f'(?:{names})$', _TIMM_REPOSITORY]
-    local = CheckpointLoader._schemes['']
-    CheckpointLoader.register_scheme(patterns, _loader(local), force=True)
+    CheckpointLoader.register_scheme(patterns, load_from_name, force=True)
 
 
-def _loader(load_from_local: Callable[..., Any]) -> Callable[..., Any]:
-    # mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by name backend".
-    def load_from_name(filename: str, map_location: Any = None) -> Any:
-        """Load what a name means; a file that is called the same goes first."""
-        if _is_file(filename):
-            return load_from_local(filename, map_location)
-        row = published(filename)
-        return load_from_http(address(filename), map_location, sha256=row.sha256 if row else None)
-
-    return load_from_name
+# mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by name backend".
+def load_from_name(filename: str, map_location: Any = None) -> Any:
+    """`local_copy` for mmengine: loaded, with its signature, and weights where it looks."""
+    return load_from_local(local_copy(filename), map_location)
 
 
 def markdown_table() -> str:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import string
 import time
 import urllib.error
 import urllib.parse
@@ -26,7 +27,10 @@ _TIMEOUT = 30.0  # seconds without an answer
 _ATTEMPTS = 5  # connections in a row that each brought the file further
 _PAUSE = 1.0  # seconds between two of them
 _CHUNK = 1 << 18  # bytes
-_SHA256_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # torch's and OpenMMLab's custom
+# torch's and OpenMMLab's custom; eight digits that are a date are no checksum.
+_SHA256_IN_NAME = re.compile(
+    r'-(?!20\d\d(?:0\d|1[0-2])[0-3]\d\.)([0-9a-f]{8,64})\.\w+$')
+_WEIGHTS = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')  # suffixes
 _HUB_FILE = re.compile(r'/([\w.-]+)/([\w.-]+)/resolve/([^/]+)/(.+)')
 
 
@@ -37,7 +41,8 @@ def download(url: str, *, sha256: str | None = None,
     Processes that ask at the same time wait for one download. A connection that ends early is
     taken up again where it ended, now or at the next call, if the server can say that the file
     is still the same (an ETag or a date); otherwise nothing is left behind. The file enters the
-    cache under its name only when it is whole.
+    cache under its name only when it is whole; under another one where a file from another
+    address is called the same.
 
     Args:
         url: An http or https address.
@@ -51,12 +56,11 @@ def download(url: str, *, sha256: str | None = None,
     """
     target = cached_file(url)
     try:
-        if target.is_file():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
-            if not target.is_file():
-                _Download(url, target).run(sha256, damage)
+        origin = _origin(url)
+        if _fetched(url, target, sha256, damage) != origin:
+            digest = hashlib.sha256(origin.encode()).hexdigest()
+            target = target.with_name(f'{digest[:12]}--{target.name}')
+            _fetched(url, target, sha256, damage)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         reason = ' '.join(str(getattr(error, 'reason', None) or error or
                               type(error).__name__).split())
@@ -64,6 +68,34 @@ def download(url: str, *, sha256: str | None = None,
             f'could not download {url} ({reason}); put the file at {target} yourself, or name a '
             'local file in the config') from error
     return target
+
+
+def _fetched(url: str, target: Path, sha256: str | None,
+             damage: Callable[[Path], str | None] | None) -> str:
+    """Download ``url`` if ``target`` is not there; the origin of what is there then."""
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            if not target.is_file():
+                _Download(url, target).run(sha256, damage)
+    try:
+        return _origin_note(target).read_text()
+    except FileNotFoundError:  # put there by hand, or by torch
+        return _origin(url)
+
+
+def _origin(url: str) -> str:
+    """What tells a file from others of its name: its address, less what only opens it."""
+    address = urllib.parse.urlparse(url)
+    if _HUB_FILE.fullmatch(urllib.parse.unquote(address.path)):
+        return address.path  # the hub, and mirrors of it
+    # Behind a name of weights stands a signature; behind 'download', what is meant.
+    query = '' if address.path.endswith(_WEIGHTS) else address.query
+    return f'{address.hostname}:{address.port or ""}{address.path}?{query}'
+
+
+def _origin_note(target: Path) -> Path:
+    return target.with_name(f'{target.name}.origin')
 
 
 def cached_file(url: str) -> Path:
@@ -84,7 +116,7 @@ def cached_file(url: str) -> Path:
         raise CheckpointError(f'{url} is no http or https address')
     in_hub = _HUB_FILE.fullmatch(path)
     name = '--'.join(in_hub.groups()).replace('/', '--') if in_hub else path.rpartition('/')[2]
-    if name in ('', '.', '..'):
+    if name in ('', '.', '..') or not name.isprintable():
         raise CheckpointError(f'{url} names no file')
     return Path(torch.hub.get_dir()) / 'checkpoints' / name
 
@@ -153,23 +185,26 @@ class _Download:
             fault = damage(self.part) if damage else None
             if fault:
                 raise OSError(f'what came is {fault}')
+            _origin_note(self.target).write_text(_origin(self.url))
             self.part.replace(self.target)
         finally:
             self._discard()
 
     def _transfer_all(self) -> None:
         print_log(f'downloading {self.url} to {self.target}', logger='current')
-        for attempt in range(_ATTEMPTS):
-            before = self._resumable()[0]
-            try:
-                return self._transfer()
-            except _CutOff:
-                offset, _ = self._resumable()
-                if not offset:
-                    self._discard()
-                if offset <= before or attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(_PAUSE)
+        try:
+            for attempt in range(_ATTEMPTS):
+                before = self._resumable()[0]
+                try:
+                    return self._transfer()
+                except _CutOff:
+                    if self._resumable()[0] <= before or attempt == _ATTEMPTS - 1:
+                        raise
+                    time.sleep(_PAUSE)
+        except BaseException:  # a full disk and an interruption leave parts too
+            if not self._resumable()[0]:
+                self._discard()
+            raise
 
     def _transfer(self) -> None:
         """Open one connection and take what comes.
@@ -204,7 +239,9 @@ class _Download:
         if offset:
             headers.update({'Range': f'bytes={offset}-', 'If-Range': known['validator']})
         try:
-            answer = opener.open(urllib.request.Request(self.url, headers=headers),
+            # As browsers do with spaces and letters that an address may not have.
+            address = urllib.parse.quote(self.url, safe=string.punctuation)
+            answer = opener.open(urllib.request.Request(address, headers=headers),
                                  timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()

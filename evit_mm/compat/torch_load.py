@@ -32,6 +32,8 @@ __all__ = ['download_checkpoint', 'existing_file', 'install', 'is_safetensors',
 
 _WAY_OUT = 'tools/convert_weights.py --trust'
 _GUARDED = '_evit_mm_guarded'
+_NUMBERS = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'  # numpy's codes of types
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 
 
 def _allowed_globals() -> list[Any]:
@@ -44,16 +46,41 @@ def _allowed_globals() -> list[Any]:
             return getattr(owner, name)
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name}')
 
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     # The training programs of classifiers, Microsoft's among them, save their Namespace of options.
-    allowed: list[Any] = [HistoryBuffer, argparse.Namespace, np.ndarray, np.dtype,
-                          (statistic, 'builtins.getattr')]
-    for function in (multiarray._reconstruct, multiarray.scalar):
-        # The module's name differs between numpy 1 and 2, and files of both are around.
-        allowed += [(function, f'numpy.{core}.multiarray.{function.__name__}')
-                    for core in ('core', '_core')]
-    allowed += [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != 'ObjectDType']
-    return allowed
+    return [HistoryBuffer, argparse.Namespace, (statistic, 'builtins.getattr'),
+            *_allowed_of_numpy()]
+
+
+def _allowed_of_numpy() -> list[Any]:
+    """Arrays and scalars of numbers.
+
+    numpy's own constructors would let a file bend a type (its flags, or fields of objects in a
+    record), so that numpy takes bytes of the file for addresses of objects, and lay one array over
+    the memory of another. In their place stand functions that can do neither.
+    """
+    def number_type(code: Any, *_: Any) -> np.dtype:
+        """Stands for np.dtype. What it gives is numpy's own, in this machine's byte order.
+
+        numpy ignores what a file wants to change in those.
+        """
+        found = np.dtype(code) if isinstance(code, str) else None
+        if found is None or found.char not in _NUMBERS or not found.isnative:
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL numpy.dtype of {code!r}')
+        return np.dtype(found.char)
+
+    def empty_array(*_: Any) -> np.ndarray:
+        """Stands for np.ndarray and its maker; the array gets its content afterwards."""
+        return np.empty(0)
+
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    allowed: list[Any] = [(number_type, 'numpy.dtype'), (empty_array, 'numpy.ndarray')]
+    # The module's name differs between numpy 1 and 2, and files of both are around.
+    for core in ('core', '_core'):
+        allowed += [(empty_array, f'numpy.{core}.multiarray._reconstruct'),
+                    (multiarray.scalar, f'numpy.{core}.multiarray.scalar')]
+    # These may get their content. No file can name them: names in files have a dot.
+    allowed += [(type(np.dtype(code)), f'type {code}') for code in _NUMBERS]
+    return [*allowed, (np.ndarray, 'array')]
 
 
 def load_checkpoint_file(filename: str | os.PathLike[str],
@@ -116,20 +143,19 @@ def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     if 'dataset_meta' in meta:  # the classes of a detector, written by tools/convert_weights.py
         try:
             meta['dataset_meta'] = dict(json.loads(meta['dataset_meta']))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             del meta['dataset_meta']
     return _without_code({'state_dict': state, 'meta': meta})
 
 
 def load_checkpoint_url(url: str,
-                        map_location: str | Callable[..., Any] | torch.device | None = None, *,
-                        sha256: str | None = None) -> Any:
+                        map_location: str | Callable[..., Any] | torch.device | None = None
+                        ) -> Any:
     """Download a checkpoint once, into torch's hub cache, and load it safely; see `download`.
 
     Args:
         url: An http or https address.
         map_location: As in `torch.load`.
-        sha256: The file's SHA-256, where it is known.
 
     Returns:
         As `load_checkpoint_file`.
@@ -137,7 +163,7 @@ def load_checkpoint_url(url: str,
     Raises:
         CheckpointError: If it can't be downloaded, or as in `load_checkpoint_file`.
     """
-    return load_checkpoint_file(download_checkpoint(url, sha256=sha256), map_location)
+    return load_checkpoint_file(download_checkpoint(url), map_location)
 
 
 def download_checkpoint(url: str, *, sha256: str | None = None) -> Path:
@@ -208,18 +234,17 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by local backend".
-def load_from_local(filename: str, map_location: Any = None) -> Any:
+def load_from_local(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
     """`load_checkpoint_file` for mmengine: with its signature, and weights where it looks."""
     return _for_mmengine(load_checkpoint_file(filename, map_location), filename)
 
 
-def load_from_http(filename: str, map_location: Any = None, *_: Any, sha256: str | None = None,
-                   **__: Any) -> Any:
+def load_from_http(filename: str, map_location: Any = None, *_: Any, **__: Any) -> Any:
     """`load_checkpoint_url` for mmengine: with its signature, and weights where it looks."""
-    return _for_mmengine(load_checkpoint_url(filename, map_location, sha256=sha256), filename)
+    return _for_mmengine(load_checkpoint_url(filename, map_location), filename)
 
 
-def _for_mmengine(checkpoint: Any, source: str) -> Any:
+def _for_mmengine(checkpoint: Any, source: str | os.PathLike[str]) -> Any:
     weights = find_weights(checkpoint)
     if weights and any('ema' in place for place in weights.place):
         print_log(f'{source} holds an average of its weights ({weights.place[0]}), which is used',
@@ -239,6 +264,9 @@ def existing_file(filename: str | os.PathLike[str]) -> Path:
             path.open('rb').close()
             return path
         exists = path.exists()
+    except PermissionError as error:
+        raise CheckpointError(f'{filename} can\'t be opened: its permissions, or those of its '
+                              'folder, do not let you read it') from error
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null byte
         reason = getattr(error, 'strerror', None) or error
         raise CheckpointError(f'{filename} is no usable file name: {reason}') from error
@@ -278,17 +306,27 @@ def _damage(path: Path) -> str | None:
     if not head:
         return 'empty'
     if head.startswith(b'PK'):
-        if not zipfile.is_zipfile(path):
-            return 'cut off before its end'
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
-                return 'a TorchScript program, not a checkpoint'
-        return None
+        if path.suffix == '.safetensors':  # that name promises that there is no pickle in it
+            return 'a file of torch.save (.pth) under the name of a safetensors file'
+        try:
+            if not zipfile.is_zipfile(path):
+                return 'cut off before its end'
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception:  # zipfile raises half a dozen kinds for what it can't make sense of
+            return 'damaged in its list of contents'
+        is_program = any(name.endswith('/constants.pkl') for name in names)
+        return 'a TorchScript program, not a checkpoint' if is_program else None
     if head[8:9] == b'{':
         return _safetensors_damage(path)
-    if head.lstrip()[:1] in (b'<', b'{') or head.isascii():
+    if re.fullmatch(rb'[\t\n\r -~]*', head) or head.lstrip()[:1] in (b'<', b'{'):
         return 'text, not a checkpoint'
-    return 'damaged or no safetensors file' if path.suffix == '.safetensors' else None
+    if head.startswith(b'\x1f\x8b'):
+        return 'packed by gzip, not a checkpoint'
+    if path.suffix == '.safetensors':
+        return 'damaged or no safetensors file'
+    # torch's older format is a row of pickles, of protocol 2 and up.
+    return None if head.startswith(b'\x80') else 'damaged or no checkpoint'
 
 
 def _safetensors_damage(path: Path) -> str | None:
@@ -297,12 +335,14 @@ def _safetensors_damage(path: Path) -> str | None:
         length = int.from_bytes(file.read(8), 'little')
         if 8 + length > size:
             return 'cut off before its end, or its header lies about its length'
+        if length > _LONGEST_HEADER:
+            return 'damaged in its header'
         try:
             header = json.loads(file.read(length))
             ends = [entry['data_offsets'][1] for name, entry in header.items()
                     if name != '__metadata__']
             missing = 8 + length + max(ends, default=0) - size
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return 'damaged in its header'
     if missing > 0:
         return f'cut off before its end ({missing} bytes are missing that its header names)'

@@ -1,5 +1,6 @@
 """Weights are found in what training programs put around them, and mmengine finds them too."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -53,6 +54,26 @@ def test_weights_are_found(checkpoint, place, tmp_path):
 def test_there_may_be_none(checkpoint):
     assert find_weights(checkpoint) is None
     assert as_mmengine_expects(checkpoint) is checkpoint
+
+
+@pytest.mark.parametrize('place', [(), ('state_dict',), ('model',)])
+def test_arrays_count_as_tensors(place, tmp_path):
+    checkpoint = {key: value.numpy() for key, value in STATE.items()}
+    for container in place:
+        checkpoint = {container: checkpoint}
+    torch.save({**checkpoint, 'best': np.float64(0.5)}, tmp_path / 'a.pth')
+    model = torch.nn.Sequential()
+    model.conv = torch.nn.Module()
+    model.conv.weight = torch.nn.Parameter(torch.full((2,), -1.0))
+    model.conv.bias = torch.nn.Parameter(torch.full((1,), -1.0))
+    load_checkpoint(model, str(tmp_path / 'a.pth'), strict=True)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in STATE.items())
+
+
+def test_a_container_that_holds_itself():
+    endless = {}
+    endless['state_dict'] = endless['model'] = endless
+    assert find_weights(endless) is None
 
 
 def test_all_else_stays_as_it_was():

@@ -1,6 +1,7 @@
 """Downloads resume, are checked, happen once, and leave no half file in the cache."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import json
@@ -114,7 +115,7 @@ def fails(url, *fragments, **options):
 
 
 def left_in(cache):
-    return sorted(path.name for path in cache.iterdir() if path.suffix != '.lock')
+    return sorted(path.name for path in cache.iterdir() if path.suffix not in ('.lock', '.origin'))
 
 
 @pytest.mark.parametrize('validator', [
@@ -209,7 +210,9 @@ def test_a_wrong_length(server, cache, announced, fragment):
 
 @pytest.mark.parametrize('content,fragment', [
     (b'', 'what came is empty'), (b'<html>sign in to this network</html>', 'what came is text'),
-    (b'PK\3\4' + bytes(500), 'what came is cut off')])
+    (b'PK\3\4' + bytes(500), 'what came is cut off'),
+    (gzip.compress(CONTENT), 'what came is packed by gzip'),
+    (CONTENT, 'what came is damaged or no checkpoint')])
 def test_what_is_no_checkpoint_does_not_enter_the_cache(server, cache, content, fragment):
     server.content = content
     with pytest.raises(CheckpointError, match=fragment):
@@ -242,7 +245,7 @@ def test_addresses_that_lead_nowhere(server, cache):
     for url in ('file:///etc/hostname', 'ftp://127.0.0.1/a.bin', 'a.bin'):
         with pytest.raises(CheckpointError, match='no http or https address'):
             download(url)
-    for url in (server.url.replace('a.bin', ''), server.url.replace('a.bin', '..')):
+    for url in (server.url.replace('a.bin', name) for name in ('', '..', 'x%00', '%1b[2J')):
         with pytest.raises(CheckpointError, match='names no file'):
             download(url)
     assert left_in(cache) == []
@@ -259,6 +262,55 @@ def test_files_of_the_hub_keep_apart(cache):
     names = [cached_file(f'https://huggingface.co/timm/{name}/resolve/main/model.safetensors').name
              for name in ('efficientvit_m0.r224_in1k', 'efficientvit_m1.r224_in1k')]
     assert names[0] == 'timm--efficientvit_m0.r224_in1k--main--model.safetensors' != names[1]
+
+
+def test_files_of_one_name_are_not_mistaken_for_one_another(server, cache):
+    """Every training run has an epoch_12.pth, and some servers one 'get' for all."""
+    host = f'http://127.0.0.1:{server.server_port}'
+    paths = {}
+    for number, place in enumerate(('/one/a.pth', '/two/a.pth', '/get?id=1', '/get?id=2')):
+        server.content = CONTENT[number:]
+        paths[place] = download(host + place)
+        assert paths[place].read_bytes() == CONTENT[number:]
+    assert len(set(paths.values())) == len(paths)
+    assert paths['/one/a.pth'] == cache / 'a.pth'
+    assert re.fullmatch(r'[0-9a-f]{12}--a\.pth', paths['/two/a.pth'].name)
+    asked = len(server.requests)
+    for place, path in paths.items():
+        assert download(host + place) == path
+    assert download(f'{host}/two/a.pth?signature=new') == paths['/two/a.pth']
+    (cache / 'a.pth').unlink()
+    (cache / 'a.pth.origin').unlink()
+    (cache / 'a.pth').write_bytes(b'put here by hand')
+    assert download(f'{host}/two/a.pth').read_bytes() == b'put here by hand'
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize('etag,left', [(None, []), ('"one"', ['a.bin.part', 'a.bin.part.json'])])
+@pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_full_disks_and_interruptions(server, cache, monkeypatch, etag, left, failure):
+    def fail(_, answer, file, *__):
+        file.write(answer.read(1000))
+        raise failure
+
+    server.etag = etag
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Download, '_copy', fail)
+        with pytest.raises((CheckpointError, KeyboardInterrupt), match='No space|^$'):
+            download(server.url)
+    assert left_in(cache) == left
+    assert download(server.url).read_bytes() == CONTENT
+    assert server.requests[-1] == ('bytes=1000-' if left else None)
+
+
+def test_spaces_and_letters_of_other_scripts(server, cache):
+    assert download(server.url.replace('a.bin', 'ü x%20y.bin')) == cache / 'ü x y.bin'
+
+
+def test_a_date_in_a_name_is_no_checksum(server):
+    for name in ('run-20240229.pth', 'run-20241231.pth'):
+        assert download(server.url.replace('a.bin', name)).read_bytes() == CONTENT
+    fails(server.url.replace('a.bin', 'run-20249931.pth'), 'invalid hash')
 
 
 ASK = ('import sys, torch\n'

@@ -1,5 +1,6 @@
 """Checkpoints load without running code, and every damage is one sentence."""
 
+import gzip
 import http.server
 import json
 import pickle
@@ -85,6 +86,75 @@ def test_history_buffers_open_no_door(tmp_path, name):
         load_checkpoint_file(tmp_path / 'reach.pth')
 
 
+class Bent:
+    """Pickles as a type of numpy with a state of the file's choice."""
+
+    def __init__(self, code, *state):
+        self.code, self.state = code, (3, '|', *state)
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), self.state
+
+
+class Unbuilt:
+    """Pickles as a type of numpy."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return np.dtype, (self.code,)
+
+
+class Array:
+    """Pickles as an array of eight bytes."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        return (np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b'b'),
+                (1, (1,), self.kind, False, b'AAAAAAAA'))
+
+
+class View:
+    """Pickles as an array over the memory of another."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), 'f8', np.zeros(1))
+
+
+OBJECT_FIELD = (('a',), {'a': (Unbuilt('O'), 0)})
+
+
+@pytest.mark.parametrize('content', [
+    Array(Unbuilt('O')), Array(Bent('V8', None, *OBJECT_FIELD, 8, 1, 0)),
+    Array(Bent('V8', (Unbuilt('O'), (1,)), None, None, 8, 1, 0)),
+    Array(Bent('f8', None, *OBJECT_FIELD, 8, 8, 0)), Array(Bent('U2', None, None, None, 8, 4, 1)),
+    Unbuilt([('a', 'O')]), Unbuilt('>f8'), Unbuilt('M8[s]')])
+def test_types_of_numpy_other_than_numbers_are_refused(tmp_path, content):
+    """With them numpy would take bytes of the file for addresses of objects."""
+    torch.save({'x': content}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='refused.*numpy.dtype'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+
+
+def test_arrays_of_numpy_are_what_they_seem(tmp_path):
+    # The flag says that the numbers are objects; numpy's own type does not take it.
+    torch.save({'x': Array(Bent('f8', None, None, None, -1, -1, 1)), 'y': View()},
+               tmp_path / 'a.pth')
+    loaded = load_checkpoint_file(tmp_path / 'a.pth')
+    assert loaded['x'].dtype == np.float64 and not loaded['x'].dtype.hasobject
+    assert loaded['x'].tobytes() == b'AAAAAAAA'
+    assert loaded['y'].base is None and loaded['y'].size == 0
+    saved = {code: np.arange(4).astype(code).reshape(2, 2) for code in 'bBhHiIqQefdFD?'}
+    saved |= {'scalar': np.float32(2.5), 'fortran': np.asfortranarray(np.arange(6).reshape(2, 3))}
+    torch.save(saved, tmp_path / 'b.pth')
+    loaded = load_checkpoint_file(tmp_path / 'b.pth')
+    for name, value in saved.items():
+        assert loaded[name].dtype == value.dtype and np.array_equal(loaded[name], value), name
+
+
 def test_code_in_the_config_of_a_checkpoint_is_not_kept(tmp_path):
     # mmengine's Runner.resume executes meta['config'] as Python.
     torch.save({'state_dict': {}, 'meta': {'config': 'import os', 'cfg': 'x = 1'}},
@@ -98,11 +168,17 @@ def test_damaged_files(tmp_path):
     with zipfile.ZipFile(tmp_path / 'other.pth', 'w') as archive:
         archive.writestr('readme', 'x')
     for name, content, fragment in (
+        ('list.pth', whole.replace(b'PK\1\2', b'PK\1\3'), 'it is damaged in its list of contents'),
+        ('names.pth', whole.replace(b'good/data.pkl', b'good/data\xff\xff\xff\xff').replace(
+            b'PK\1\2\0\0\0\0\0\0', b'PK\1\2\0\0\0\0\0\x08'), 'it is damaged'),
         ('empty.pth', b'', 'it is empty'),
         ('cut.pth', whole[:len(whole) // 2], 'cut off'),
         ('head.pth', whole[:10], 'cut off'),
         ('page.pth', b'<!doctype html><html>404</html>', 'it is text'),
-        ('noise.pth', bytes(range(128, 256)) * 4, 'damaged'),
+        ('noise.pth', bytes(range(128, 256)) * 4, 'it is damaged or no checkpoint of torch'),
+        ('other', bytes(range(1, 256)), 'it is damaged or no checkpoint'),
+        ('packed.pth.gz', gzip.compress(whole), 'it is packed by gzip'),
+        ('whole.safetensors', whole, 'it is a file of torch.save (.pth) under the name'),
         ('pickle.pth', pickle.dumps({'a': 1})[:-3], 'read as a checkpoint'),
         ('other.pth', None, 'read as a checkpoint'),
     ):
@@ -128,6 +204,17 @@ def test_files_of_the_older_format_cut_anywhere(tmp_path, kept):
     (tmp_path / 'old.pth').write_bytes((tmp_path / 'old.pth').read_bytes()[:kept])
     with pytest.raises(CheckpointError, match='old.pth'):
         load_checkpoint_file(tmp_path / 'old.pth')
+
+
+def test_files_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / 'a.pth').touch()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr('pathlib.Path.open', refuse)  # a test may run as root, who may read all
+    with pytest.raises(CheckpointError, match='a.pth can.t be opened: its permissions'):
+        load_checkpoint_file(tmp_path / 'a.pth')
 
 
 def test_names_that_are_none():
@@ -267,21 +354,22 @@ def safetensors(header, data=b''):
     ('empty', b'', 'it is empty'),
     ('text', b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'it is text'),
     ('page', b'<!doctype html>', 'it is text'),
-    ('short', b'\x10', 'damaged'),
-    ('noise', bytes(range(128, 256)), 'damaged or no safetensors file'),
+    ('short', b'\x10', 'it is damaged or no safetensors file'),
+    ('noise', bytes(range(128, 256)), 'it is damaged or no safetensors file'),
+    ('nested', safetensors(b'{"w": ' + b'[' * 100000), 'it is damaged in its header'),
     ('longer', safetensors({'w': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]}}, b'1234'),
      '12 bytes are missing that its header names'),
     ('shape', safetensors({'w': {'dtype': 'F32', 'shape': [9], 'data_offsets': [0, 16]}},
-                          bytes(16)), 'damaged ('),
+                          bytes(16)), 'it is damaged ('),
     ('overlap', safetensors({'w': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]},
                              'v': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]}},
-                            bytes(16)), 'damaged ('),
+                            bytes(16)), 'it is damaged ('),
     ('offsets', safetensors({'w': {'dtype': 'F32', 'shape': [4]}}, bytes(16)),
-     'damaged in its header'),
+     'it is damaged in its header'),
     ('huge', (1 << 62).to_bytes(8, 'little') + b'{"w": 1}', 'its header lies about its length'),
-    ('words', safetensors(b'{"w": not json'), 'damaged in its header'),
+    ('words', safetensors(b'{"w": not json'), 'it is damaged in its header'),
     ('dtype', safetensors({'w': {'dtype': 'X9', 'shape': [4], 'data_offsets': [0, 16]}}, bytes(16)),
-     'damaged ('),
+     'it is damaged ('),
 ])
 def test_damaged_safetensors(tmp_path, name, content, fragment):
     path = tmp_path / f'{name}.safetensors'
