@@ -26,7 +26,8 @@ def train(options: Namespace) -> None:
     """Train the config that ``options.config`` names; see `evit_mm.cli.train_parser`.
 
     Raises:
-        UserError: If a mistake is found, always before the first step.
+        UserError: If a mistake is found: before the first step, but for what only a step can show,
+            label maps beyond the sample that was looked into and batches too small for a norm.
     """
     with explained():
         config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
@@ -67,7 +68,8 @@ def test(options: Namespace) -> dict[str, float]:
         dict: The metrics by name.
 
     Raises:
-        UserError: If a mistake is found, always before the first image.
+        UserError: If a mistake is found: before the first image, but for label maps beyond the
+            sample that was looked into.
     """
     with explained():
         config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))

@@ -20,7 +20,8 @@ from ..errors import ConfigError, UserError
 
 __all__ = ['CheckedLoadAnnotations', 'check_while_loading']
 
-_TYPES = ('LoadAnnotations', 'CheckedLoadAnnotations')
+# With its module, so that the config that a run leaves in its work dir works in other tools.
+_OWN_TYPE = f'{__name__}.CheckedLoadAnnotations'
 _VALUES_SHOWN = 5
 
 
@@ -109,7 +110,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
                  if value not in range(256) or not valid[int(value)]]
         if not wrong:
             return values.astype(np.uint8)
-        shown = ', '.join(f'{value:g}' for value in wrong[:_VALUES_SHOWN])
+        shown = ', '.join(f'{value:.10g}' for value in wrong[:_VALUES_SHOWN])
         mend = 'correct it, or give the config the classes that these values stand for'
         if wrong == [self.num_classes] and not reduce_zero_label:
             mend += ' (if they count from 1, set reduce_zero_label=True in the data set)'
@@ -142,7 +143,7 @@ def _check_loaders(part: Any, checks: dict[str, Any], scope: str | None) -> None
     if isinstance(part, Mapping):
         scope = part.get('_scope_') or scope
         if _is_plain_loader(part.get('type'), scope):
-            part.update(type='mmseg.CheckedLoadAnnotations', **checks)  # type: ignore[attr-defined]
+            part.update(type=_OWN_TYPE, **checks)  # type: ignore[attr-defined]
         if 'pipeline' in part:
             checks = {**checks, 'num_classes': _class_count(part) or checks['num_classes']}
         for value in part.values():
@@ -154,9 +155,11 @@ def _check_loaders(part: Any, checks: dict[str, Any], scope: str | None) -> None
 
 def _is_plain_loader(kind: Any, scope: str | None) -> bool:
     """Whether a config's type is MMSegmentation's LoadAnnotations, or already the checked one."""
+    if kind == _OWN_TYPE:
+        return True
     if isinstance(kind, str):
         package, _, name = kind.rpartition('.')
-        if (package.partition('.')[0] or scope) != 'mmseg' or name not in _TYPES:
+        if (package.partition('.')[0] or scope) != 'mmseg' or 'LoadAnnotations' not in name:
             return False
         kind = TRANSFORMS.get(name)
     return kind in (LoadAnnotations, CheckedLoadAnnotations)

@@ -201,7 +201,7 @@ def test_loaders_inside_other_transforms_and_data_sets():
     first, second = swapped(outer, decode_head=dict(num_classes=7)).dataset.datasets
     assert first.pipeline[0]['num_classes'] == 150
     assert second.pipeline[0].transforms[1][0] == dict(
-        type='mmseg.CheckedLoadAnnotations', num_classes=7, ignore_index=255)
+        type='evit_mm.segmentation.labels.CheckedLoadAnnotations', num_classes=7, ignore_index=255)
 
 
 @pytest.mark.parametrize('kind,metainfo,expected', [

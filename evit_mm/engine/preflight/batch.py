@@ -19,7 +19,7 @@ from ...errors import ConfigError
 
 __all__ = ['check_norms', 'check_synced_norms', 'explain_norms', 'log_batch_size']
 
-# Modules of mmcv that keep the size of a map; what others do to it can't be told.
+# Norms and mmcv's layers keep a map of one value; what other modules do to it can't be told.
 _KEEP_SIZE = (_BatchNorm, ConvModule, DepthwiseSeparableConvModule)
 
 
