@@ -162,7 +162,8 @@ def draw_predictions(config: Config, folder: str | os.PathLike[str]) -> None:
 def add_test_time_augmentation(config: Config) -> None:
     """Test on scaled and flipped copies of each image, merged by the config's ``tta_model``.
 
-    A detection config without one gets MMDetection's default: a horizontal flip.
+    A detection config without one gets MMDetection's default: a horizontal flip. Segmentation
+    tests one image at a time: copies of images of several sizes make no batch.
 
     Raises:
         ConfigError: If a segmentation config has no ``tta_model`` and ``tta_pipeline``.
@@ -177,6 +178,8 @@ def add_test_time_augmentation(config: Config) -> None:
         dataset['pipeline'] = config.get('tta_pipeline') or _flip_pipeline(dataset['pipeline'])
     if config.tta_model['type'] == 'DetTTAModel':
         _evaluate_boxes_only(config)
+    else:
+        config.test_dataloader['batch_size'] = 1
     config.model = ConfigDict(**config.tta_model, module=config.model)
 
 
