@@ -34,8 +34,9 @@ demo-seg: install
 	@echo "Pictures, true classes on the left and predicted ones on the right:" \
 		"$(DEMO_SEG)/pictures/vis_data/vis_image"
 
+# Two processes, whose idle threads give their core away instead of spinning on it.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

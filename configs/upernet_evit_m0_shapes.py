@@ -12,7 +12,7 @@ _base_ = './upernet_evit_m0_ade20k.py'
 
 data_root = 'data/shapes/ade/'
 size = (192, 192)
-steps = 240
+steps = 200
 
 # A light head fits these images and two CPU cores.
 model = dict(

@@ -91,7 +91,8 @@ def test_trains_resumes_and_tests(tool, scalars, config_file, scenes, tmp_path):
     assert 0 <= printed_metrics(augmented.stdout)['mIoU'] <= 100
 
 
-@pytest.mark.parametrize('head,arch', [('upernet', 'm0'), ('semantic_fpn', 'm0'),
+@pytest.mark.parametrize('head,arch', [('upernet', 'm0'),
+                                       pytest.param('semantic_fpn', 'm0', marks=pytest.mark.slow),
                                        pytest.param('upernet', 'm4', marks=pytest.mark.slow),
                                        pytest.param('semantic_fpn', 'm4', marks=pytest.mark.slow)])
 def test_real_images(head, arch, tool, scalars, repository, ade_mini, tmp_path):
@@ -112,6 +113,7 @@ def test_real_images(head, arch, tool, scalars, repository, ade_mini, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_take_turns_over_the_data(tool, scalars, config_file, scenes, tmp_path):
     """Two processes with two images each see what one sees with four."""
     options = [*TRAINING, 'train_dataloader.dataset.pipeline.3.prob=0.0',
