@@ -1,0 +1,34 @@
+"""The flags of tools/prepare_data.py."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ['prepare_data_parser']
+
+
+def prepare_data_parser() -> argparse.ArgumentParser:
+    """The data sets that tools/prepare_data.py prepares, and the flags of each."""
+    parser = argparse.ArgumentParser(
+        prog='prepare_data.py', description='Prepare a data set for training and evaluation.')
+    datasets = parser.add_subparsers(required=True, metavar='DATASET')
+    shapes = datasets.add_parser(
+        'shapes', help='draw a small synthetic data set (offline, under a minute)',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Draw a small synthetic data set: <out>/coco for detection, <out>/ade for '
+                    'segmentation. The same options give the same files, byte for byte.')
+    shapes.add_argument('--out', type=Path, default=Path('data/shapes'), metavar='FOLDER',
+                        help='where the folders coco/ and ade/ go')
+    shapes.add_argument('--layout', choices=('coco', 'ade', 'both'), default='both',
+                        help='which of them to write')
+    shapes.add_argument('--num-train', type=int, default=400, metavar='N',
+                        help='training images of each')
+    shapes.add_argument('--num-val', type=int, default=100, metavar='N',
+                        help='validation images of each')
+    shapes.add_argument('--size', type=int, default=192, metavar='PX',
+                        help='side around which the heights and widths of the images vary')
+    shapes.add_argument('--seed', type=int, default=0, metavar='N',
+                        help='another seed, another data set')
+    shapes.add_argument('--overwrite', action='store_true',
+                        help='replace a shapes data set of other options, or write into a folder '
+                             'that holds other files (which stay untouched)')
+    return parser
