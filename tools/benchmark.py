@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what a detector's or segmentor's parts cost; `--help` lists the flags."""
+"""Measure what backbones, detectors and segmentors cost; `--help` lists the flags."""
 
 import sys
 from pathlib import Path

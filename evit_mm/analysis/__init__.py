@@ -1,5 +1,1 @@
-"""What models cost: parameters, arithmetic and time, part by part."""
-
-from .cost import PartCost, measure
-
-__all__ = ['PartCost', 'measure']
+"""What models cost and do: the benchmark, and the paper's three analyses."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,15 @@ class Layout:
         raise KeyError(f'no rule of the {self.name} layout covers {key}')
 
     def table(self, keys: Iterable[str]) -> dict[str, str]:
-        """Our names by the publisher's, for all of a backbone's ``keys``."""
-        return {self.published_key(key): key for key in keys}
+        """Our names by the publisher's, for those of a backbone's ``keys`` that it has names for.
+
+        A backbone with several attentions or feed-forward parts in a row has more than those.
+        """
+        table = {}
+        for key in keys:
+            with suppress(KeyError):
+                table[self.published_key(key)] = key
+        return table
 
     def is_dropped(self, key: str, num_stages: int) -> bool:
         """Whether the publisher's ``key`` is known and not needed.

@@ -20,6 +20,7 @@ def train_parser() -> argparse.ArgumentParser:
                         help='scale the learning rate with the batch size')
     parser.add_argument('--from-scratch', action='store_true',
                         help='random weights, and BN that learns its statistics')
+    _add_acceleration_flags(parser)
     return parser
 
 
@@ -35,7 +36,24 @@ def test_parser() -> argparse.ArgumentParser:
     parser.add_argument('--show-dir', metavar='DIR',
                         help='write pictures of predictions beside the truth')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument('--fast', action='store_true',
+                        help='the measured best of the flags below that keep all digits, for the '
+                        'device at hand')
+    parser.add_argument('--deploy', action='store_true',
+                        help='fold BN and all else that can be folded, after loading')
+    _add_acceleration_flags(parser)
     return parser
+
+
+def _add_acceleration_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--channels-last', action='store_true',
+                        help='keep feature maps in the channels-last memory format')
+    parser.add_argument('--compile', action='store_true',
+                        help='run backbone and neck through torch.compile (on a CPU it needs a '
+                        'C++ compiler)')
+    parser.add_argument('--bf16', action='store_true',
+                        help='compute in bfloat16 by autocast, on CPU or GPU; losses, boxes and '
+                        'scores stay in float32')
 
 
 def _add_common_flags(parser: argparse.ArgumentParser, *, work_dir: str) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..compat.malloc import keep_freed_memory
 from ..errors import ConfigError, UserError
 from . import configure, preflight
+from .acceleration import accelerate, requested
 from .hooks import MeanLossHook  # noqa: F401  (registered by name)
 from .launch import prepare_processes
 from .loops import resume_at_once
@@ -31,9 +34,14 @@ def train(options: Namespace) -> None:
     """
     with explained():
         config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
+        acceleration = requested(options)
+        if get_device() == 'cpu':
+            keep_freed_memory()
         if options.from_scratch:
             configure.learn_from_scratch(config)
         if options.amp:
+            if acceleration.bf16:
+                raise UserError('--amp and --bf16 are two ways of mixed precision: name one')
             configure.use_amp(config)
         if options.auto_scale_lr:
             if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
@@ -54,6 +62,7 @@ def train(options: Namespace) -> None:
         if config.get('val_dataloader'):
             _check_data(runner, 'val')
         model = _plain_model(runner)
+        accelerate(runner, model, acceleration)
         preflight.check_norms(model, runner.train_loop.dataloader, config, runner.world_size)
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
@@ -73,6 +82,9 @@ def test(options: Namespace) -> dict[str, float]:
     """
     with explained():
         config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))
+        acceleration = requested(options)
+        if options.fast and get_device() == 'cpu':
+            keep_freed_memory()
         config.load_from = options.checkpoint
         config.resume = False
         if options.show_dir:
@@ -87,6 +99,7 @@ def test(options: Namespace) -> dict[str, float]:
         runner = _build_runner(config)
         preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
         _check_data(runner, 'test')
+        accelerate(runner, _plain_model(runner), acceleration)
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
     with explained(until=started):

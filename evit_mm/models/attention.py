@@ -1,11 +1,13 @@
 """Cascaded group attention inside windows (section 3.2 of the paper)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fuse import deploy_layers
 from .layers import ConvNorm, DepthwiseConvNorm
 
 __all__ = ['CascadedGroupAttention', 'partition_windows', 'relative_position_index',
@@ -96,6 +98,7 @@ class CascadedGroupAttention(nn.Module):
         self.value_dim = embed_dims // num_heads
         self.key_dim = key_dim
         self.scale = key_dim ** -0.5
+        self.deployed = False
         self.qkv = nn.ModuleList(
             ConvNorm(self.value_dim, 2 * key_dim + self.value_dim, norm_cfg=norm_cfg)
             for _ in range(num_heads))
@@ -109,19 +112,101 @@ class CascadedGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
+        if all(layer.folds for layer in (*self.qkv, *self.query_conv)):
+            return self._forward_as_matmuls(x)
         height, width = x.shape[2:]
         windows = partition_windows(x, self.window_size)
-        # Gathered at every call: a cached copy would go stale when weights are loaded or moved.
-        biases = self.attention_biases[:, self.bias_index]
+        biases = self._biases()
         outputs: list[Tensor] = []
         for head, channels in enumerate(windows.chunk(self.num_heads, dim=1)):
             if outputs:
                 channels = channels + outputs[-1]
             query, key, value = self.qkv[head](channels).split(
                 (self.key_dim, self.key_dim, self.value_dim), dim=1)
-            query = self.query_conv[head](query).flatten(2) * self.scale
+            query = self.query_conv[head](query)
+            if query.requires_grad and len(query) == 1:
+                # On a CPU, BN takes the gradient of a single image wrong if that is a transposed
+                # view, as this one's is (seen in torch 2.11).
+                query.register_hook(Tensor.contiguous)
+            query = query.flatten(2) * self.scale
             attention = query.transpose(1, 2) @ key.flatten(2) + biases[head]
             value = value.flatten(2) @ attention.softmax(dim=-1).transpose(1, 2)
             outputs.append(value.view_as(channels))
         out = self.proj(torch.relu(torch.cat(outputs, dim=1)))
         return reverse_windows(out, height, width)
+
+    def _forward_as_matmuls(self, x: Tensor) -> Tensor:
+        """The same with channels last and BN folded: few copies, and no map in another layout.
+
+        Tokens of all windows are the rows of one matrix, in which a head's channels are columns.
+        The projection follows on the map, without the tokens of the padding.
+        """
+        batch, channels, height, width = x.shape
+        size, tokens = self.window_size, self.window_size ** 2
+        maps = x.permute(0, 2, 3, 1)
+        pad_bottom, pad_right = -height % size, -width % size
+        if pad_bottom or pad_right:
+            maps = F.pad(maps, (0, 0, 0, pad_right, 0, pad_bottom))
+        rows, columns = (height + pad_bottom) // size, (width + pad_right) // size
+        maps = maps.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
+        windows = batch * rows * columns
+        inputs = maps.reshape(windows * tokens, channels).split(self.value_dim, dim=1)
+        biases = self._biases()
+        outputs: list[Tensor] = []
+        for head, features in enumerate(inputs):
+            if outputs:
+                features = features + outputs[-1].view(windows * tokens, self.value_dim)
+            layer: Any = self.qkv[head]
+            weight, bias = layer.folded()
+            weight = weight.flatten(1)
+            # Apart from key and value, as the convolution wants its input dense.
+            query = F.linear(features, weight[:self.key_dim],
+                             bias if bias is None else bias[:self.key_dim])
+            key, value = F.linear(
+                features, weight[self.key_dim:], bias if bias is None else bias[self.key_dim:]
+            ).view(windows, tokens, -1).split((self.key_dim, self.value_dim), dim=2)
+            query = self._convolve_query(head, query.view(windows, size, size, self.key_dim))
+            attention = torch.baddbmm(biases[head].expand(windows, tokens, tokens),
+                                      query.reshape(windows, tokens, self.key_dim),
+                                      key.transpose(1, 2)).softmax(dim=-1)
+            outputs.append(attention @ value)
+        parts = [part.view(batch, rows, columns, size, size, -1).transpose(2, 3)
+                 for part in outputs]
+        merged = torch.cat(parts, dim=-1).view(batch, rows * size, columns * size, channels)
+        merged = torch.relu(merged[:, :height, :width]) if pad_bottom or pad_right \
+            else torch.relu_(merged)
+        return self.proj(merged.permute(0, 3, 1, 2))
+
+    def _convolve_query(self, head: int, query: Tensor) -> Tensor:
+        """Map a head's (windows, S, S, key_dim) to the same shape, scaled for the softmax."""
+        layer: Any = self.query_conv[head]
+        weight, bias = layer.folded()
+        if not self.deployed:
+            weight, bias = weight * self.scale, bias * self.scale
+        query = F.conv2d(query.permute(0, 3, 1, 2), weight, bias, padding=layer.conv.padding,
+                         groups=self.key_dim)
+        return query.permute(0, 2, 3, 1)
+
+    def _biases(self) -> Tensor:
+        """(heads, N, N): what is added to every pair of a window's tokens."""
+        if self.deployed:
+            return self.attention_biases
+        # Gathered at every call: a cached copy would go stale when weights are loaded or moved.
+        return self.attention_biases[:, self.bias_index]
+
+    def switch_to_deploy(self) -> None:
+        """Fold BN and the scale of the softmax into the convolutions, and gather the biases.
+
+        Where the normalisation is no BN, nothing changes but the biases' place.
+        """
+        if self.deployed:
+            return
+        deploy_layers(self)
+        with torch.no_grad():
+            biases = self.attention_biases[:, self.bias_index].contiguous()
+            layers: list[Any] = [layer for layer in self.query_conv if layer.folds]
+            for layer in layers:
+                layer.conv.weight *= self.scale
+                layer.conv.bias *= self.scale
+        self.attention_biases = nn.Parameter(biases, requires_grad=False)
+        self.deployed = True

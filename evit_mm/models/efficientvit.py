@@ -28,13 +28,23 @@ from ..checkpoint import (
 )
 from ..errors import CheckpointError, ConfigError
 from .attention import CascadedGroupAttention
-from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite
+from .fuse import deploy_layers
+from .layers import (
+    ConvNorm,
+    DepthwiseConvNorm,
+    FeedForward,
+    SqueezeExcite,
+    add_residual,
+)
 
 __all__ = ['ARCHS', 'Arch', 'EfficientViT', 'describe_weights', 'variant_of']
 
 STEM_STRIDES = (2, 4, 8, 16)
 STAGE_STRIDES = (16, 32, 64)
 NUM_STAGES = len(STAGE_STRIDES)
+
+
+_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need no list
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,11 @@ class Arch:
         num_heads: Heads of the attention; each must divide its stage's channels.
         key_dims: Channels of each head's query and key.
         kernel_sizes: Side of the query's depthwise kernel, per head, shared by the stages.
-        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number.
+        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number, or
+            one per stage. What leads to a stage has the ratio of the stage whose width it has.
+        num_ffns: Pairs of depthwise conv and feed-forward part on each side of the attention; one
+            number. At 0 there are none beside the downsampling either.
+        num_attentions: Attention layers of a block; one number.
     """
 
     embed_dims: tuple[int, ...]
@@ -55,7 +69,17 @@ class Arch:
     num_heads: tuple[int, ...]
     key_dims: tuple[int, ...] = (16, 16, 16)
     kernel_sizes: tuple[int, ...] = (7, 5, 3, 3)
-    ffn_ratio: float = 2
+    ffn_ratio: float | tuple[float, ...] = 2
+    num_ffns: int = 1
+    num_attentions: int = 1
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden channels of the feed-forward parts, per stage."""
+        ratios = self.ffn_ratio if isinstance(self.ffn_ratio, tuple) else \
+            (self.ffn_ratio,) * NUM_STAGES
+        return tuple(int(dims * ratio)
+                     for dims, ratio in zip(self.embed_dims, ratios, strict=True))
 
     def __post_init__(self) -> None:
         for name in ('embed_dims', 'depths', 'num_heads', 'key_dims'):
@@ -76,8 +100,22 @@ class Arch:
                               f'largest of num_heads={self.num_heads}')
         if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
             raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
-        if self.ffn_ratio <= 0:
-            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio} must be positive')
+        ratios = (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
+                  else (self.ffn_ratio,) * NUM_STAGES)
+        if len(ratios) != NUM_STAGES or not all(
+                isinstance(ratio, int | float) for ratio in ratios):
+            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be one number, or '
+                              f'{NUM_STAGES} of them, one per stage')
+        if min(self.hidden_dims) < 1:
+            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be positive, and leave '
+                              'every stage a hidden channel')
+        for name in ('num_ffns', 'num_attentions'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ConfigError(f'arch: {name}={value!r} must be a whole number, 0 or more')
+        if not self.num_ffns and not self.num_attentions:
+            raise ConfigError('arch: num_ffns and num_attentions are both 0, which leaves the '
+                              'blocks nothing')
 
     @classmethod
     def of(cls, arch: 'str | Mapping[str, Any] | Arch') -> 'Arch':
@@ -98,10 +136,10 @@ class Arch:
             raise ConfigError(f'arch={dict(arch)!r}: unknown keys {unknown}, missing keys '
                               f'{missing}; the keys are {known}, the first three are needed')
         for key, value in arch.items():
-            if key != 'ffn_ratio' and not (isinstance(value, list | tuple) and all(
+            if key not in _NUMBERS and not (isinstance(value, list | tuple) and all(
                     isinstance(number, int) for number in value)):
                 raise ConfigError(f'arch: {key}={value!r} must be a list of whole numbers')
-        fields: dict[str, Any] = {key: value if key == 'ffn_ratio' else tuple(value)
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                   for key, value in arch.items()}
         return cls(**fields)
 
@@ -137,31 +175,60 @@ class Stem(nn.ModuleList):
         for layer in self:
             x = layer(x)
             if len(features) < len(STEM_STRIDES) - 1:
-                x = torch.relu(x)
+                x = torch.relu_(x)
             features.append(x)
         return features
 
 
 class Block(nn.Module):
-    """The sandwich: depthwise conv and FFN, attention, depthwise conv and FFN, all residual."""
+    """The sandwich: depthwise conv and FFN, attention, depthwise conv and FFN, all residual.
+
+    Args:
+        num_ffns: Pairs of depthwise conv and FFN on each side of the attention.
+        num_attentions: Attention layers between them.
+    """
 
     def __init__(self, embed_dims: int, hidden_dims: int, num_heads: int, key_dim: int,
-                 window_size: int, kernel_sizes: Sequence[int], *, drop_path_rate: float,
-                 norm_cfg: dict) -> None:
+                 window_size: int, kernel_sizes: Sequence[int], *, num_ffns: int,
+                 num_attentions: int, drop_path_rate: float, norm_cfg: dict) -> None:
         super().__init__()
-        self.dw_conv1 = DepthwiseConvNorm(embed_dims, norm_cfg=norm_cfg, zero_init=True)
-        self.ffn1 = FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg)
-        self.attn = CascadedGroupAttention(embed_dims, num_heads, key_dim, window_size,
-                                           kernel_sizes, norm_cfg=norm_cfg)
-        self.dw_conv2 = DepthwiseConvNorm(embed_dims, norm_cfg=norm_cfg, zero_init=True)
-        self.ffn2 = FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg)
+        self.names: list[str] = []  # of the layers, in the order of the data
+
+        def add_pairs(first: int) -> None:
+            for number in range(first, first + num_ffns):
+                self._add(f'dw_conv{number}', DepthwiseConvNorm(
+                    embed_dims, norm_cfg=norm_cfg, zero_init=True))
+                self._add(f'ffn{number}', FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg))
+
+        add_pairs(1)
+        for number in range(1, num_attentions + 1):
+            self._add('attn' if number == 1 else f'attn{number}', CascadedGroupAttention(
+                embed_dims, num_heads, key_dim, window_size, kernel_sizes, norm_cfg=norm_cfg))
+        add_pairs(num_ffns + 1)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def _add(self, name: str, layer: nn.Module) -> None:
+        self.add_module(name, layer)
+        self.names.append(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        for branch in (self.dw_conv1, self.ffn1, self.attn, self.dw_conv2, self.ffn2):
-            x = x + self.drop_path(branch(x))
+        drops = isinstance(self.drop_path, DropPath) and self.training
+        for name in self.names:
+            layer = getattr(self, name)
+            if isinstance(layer, DepthwiseConvNorm) and not drops:
+                x = layer.add_to(x)
+            else:
+                x = add_residual(self.drop_path(layer(x)), x)
         return x
+
+    def switch_to_deploy(self) -> None:
+        """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
+        deploy_layers(self)
+        for name in self.names:
+            layer = getattr(self, name)
+            if isinstance(layer, DepthwiseConvNorm):
+                layer.fold_identity()
 
 
 class PatchMerging(nn.Module):
@@ -177,28 +244,45 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
-        x = torch.relu(self.depthwise(torch.relu(self.expand(x))))
+        x = torch.relu_(self.depthwise(torch.relu_(self.expand(x))))
         return self.project(self.squeeze_excite(x))
 
 
 class Downsample(nn.Module):
-    """What leads from one stage to the next: patch merging between two half sandwiches."""
+    """What leads from one stage to the next: patch merging between two half sandwiches.
 
-    def __init__(self, in_channels: int, out_channels: int, ffn_ratio: float, *,
+    Args:
+        hidden_dims: Hidden channels of the FFN before the merging and of the one behind it; None
+            leaves both half sandwiches out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_dims: tuple[int, int] | None, *,
                  norm_cfg: dict) -> None:
         super().__init__()
-        self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
-        self.ffn1 = FeedForward(in_channels, int(in_channels * ffn_ratio), norm_cfg=norm_cfg)
+        self.has_ffns = hidden_dims is not None
+        if hidden_dims:
+            self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
+            self.ffn1 = FeedForward(in_channels, hidden_dims[0], norm_cfg=norm_cfg)
         self.merging = PatchMerging(in_channels, out_channels, norm_cfg=norm_cfg)
-        self.dw_conv2 = DepthwiseConvNorm(out_channels, norm_cfg=norm_cfg, zero_init=True)
-        self.ffn2 = FeedForward(out_channels, int(out_channels * ffn_ratio), norm_cfg=norm_cfg)
+        if hidden_dims:
+            self.dw_conv2 = DepthwiseConvNorm(out_channels, norm_cfg=norm_cfg, zero_init=True)
+            self.ffn2 = FeedForward(out_channels, hidden_dims[1], norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
-        x = x + self.dw_conv1(x)
-        x = self.merging(x + self.ffn1(x))
-        x = x + self.dw_conv2(x)
-        return x + self.ffn2(x)
+        if not self.has_ffns:
+            return self.merging(x)
+        x = self.dw_conv1.add_to(x)
+        x = self.merging(add_residual(self.ffn1(x), x))
+        x = self.dw_conv2.add_to(x)
+        return add_residual(self.ffn2(x), x)
+
+    def switch_to_deploy(self) -> None:
+        """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
+        deploy_layers(self)
+        if self.has_ffns:
+            self.dw_conv1.fold_identity()
+            self.dw_conv2.fold_identity()
 
 
 class Stage(nn.Module):
@@ -272,6 +356,11 @@ class EfficientViT(BaseModule):
             tables of other windows are resized when weights are loaded.
         drop_path_rate: Stochastic depth of the last block; earlier blocks get less, linearly.
         with_cp: Recompute activations in the backward pass to save memory.
+        fold_norm: While BN's statistics are fixed, train through convolutions that it is folded
+            into at every step: the same losses and gradients, faster and with fewer saved
+            activations. It has no effect where BN learns its statistics, or on inference.
+        deploy: Build the form of `switch_to_deploy`; weights that are loaded into it may have any
+            layout, folded or not.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights of any known layout
             from a file, an address or a name of `evit_mm.checkpoint.zoo`, and fails on what it
             can't explain; ``prefix`` says where the backbone is in a checkpoint of several.
@@ -295,6 +384,8 @@ class EfficientViT(BaseModule):
                  window_sizes: int | Sequence[int] = 7,
                  drop_path_rate: float = 0.0,
                  with_cp: bool = False,
+                 fold_norm: bool = True,
+                 deploy: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.arch = Arch.of(arch)
@@ -318,16 +409,18 @@ class EfficientViT(BaseModule):
             raise ConfigError(f'init_cfg={init_cfg!r} must be a dict: '
                               f"dict(type='Pretrained', checkpoint={init_cfg!r})")
 
-        dims, heads = self.arch.embed_dims, self.arch.num_heads
+        dims, heads, hidden = self.arch.embed_dims, self.arch.num_heads, self.arch.hidden_dims
         num_blocks = sum(self.arch.depths)
         drop_rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stem = Stem(dims[0], norm_cfg=norm_cfg)
         self.stages = nn.ModuleList()
         for i in range(self.out_indices[-1] + 1):
-            downsample = Downsample(dims[i - 1], dims[i], self.arch.ffn_ratio,
-                                    norm_cfg=norm_cfg) if i else None
-            blocks = [Block(dims[i], int(dims[i] * self.arch.ffn_ratio), heads[i],
-                            self.arch.key_dims[i], self.window_sizes[i], self.arch.kernel_sizes,
+            downsample = Downsample(
+                dims[i - 1], dims[i], (hidden[i - 1], hidden[i]) if self.arch.num_ffns else None,
+                norm_cfg=norm_cfg) if i else None
+            blocks = [Block(dims[i], hidden[i], heads[i], self.arch.key_dims[i],
+                            self.window_sizes[i], self.arch.kernel_sizes,
+                            num_ffns=self.arch.num_ffns, num_attentions=self.arch.num_attentions,
                             drop_path_rate=drop_rates.pop(0), norm_cfg=norm_cfg)
                       for _ in range(self.arch.depths[i])]
             self.stages.append(Stage(downsample, blocks, with_cp=with_cp))
@@ -336,8 +429,17 @@ class EfficientViT(BaseModule):
         self.out_channels = (tuple(stem[stride] for stride in self.stem_strides)
                              + tuple(dims[i] for i in self.out_indices))
         self.out_strides = self.stem_strides + tuple(STAGE_STRIDES[i] for i in self.out_indices)
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold_norm = fold_norm
+        self.deploy = False
+        self._arguments: dict[str, Any] = dict(
+            arch=self.arch, out_indices=self.out_indices, stem_strides=self.stem_strides,
+            norm_cfg=norm_cfg, window_sizes=self.window_sizes)
         self.register_load_state_dict_pre_hook(_accept_published_layouts)
         self._freeze()
+        if deploy:
+            self.eval().switch_to_deploy()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -349,6 +451,8 @@ class EfficientViT(BaseModule):
             tuple[Tensor]: The stem's maps that ``stem_strides`` asks for, then the stages' maps
             of ``out_indices``; a map of stride s has ceil(H / s) rows and ceil(W / s) columns.
         """
+        if self.deploy:
+            image = image.contiguous(memory_format=torch.channels_last)
         stem = self.stem(image)
         outputs = [stem[STEM_STRIDES.index(stride)] for stride in self.stem_strides]
         x = stem[-1]
@@ -358,8 +462,40 @@ class EfficientViT(BaseModule):
                 outputs.append(x)
         return tuple(outputs)
 
+    def switch_to_deploy(self) -> 'EfficientViT':
+        """Turn into the fast form for inference, in place; outputs stay the same.
+
+        BN and the identity beside each depthwise convolution are folded into the convolutions,
+        the scale of the attention into the query's; biases are gathered once, weights and maps
+        have their channels last. It can't be undone, and learns nothing.
+
+        Raises:
+            ConfigError: In training mode, or if a BN has no running statistics to fold.
+        """
+        if self.deploy:
+            return self
+        if self.training:
+            raise ConfigError('switch_to_deploy() folds BN with the statistics that inference '
+                              'uses, but this EfficientViT is in training mode: call eval() first')
+        deploy_layers(self)
+        self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+        self.deploy = True
+        return self
+
+    def unfolded_twin(self) -> 'EfficientViT':
+        """A backbone like this one that is not deployed, with weights of its own."""
+        return EfficientViT(**self._arguments)
+
     def train(self, mode: bool = True) -> 'EfficientViT':
-        """Switch to training, but for what is frozen."""
+        """Switch to training, but for what is frozen.
+
+        Raises:
+            ConfigError: If this is the deployed form.
+        """
+        if mode and self.deploy:
+            raise ConfigError('the deployed form of EfficientViT can\'t be trained: build it '
+                              'without deploy=True, and switch after training')
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -382,9 +518,12 @@ class EfficientViT(BaseModule):
             return
         source = pretrained['checkpoint']
         loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        report = load_backbone_weights(self, loaded, source=source,
+        receiver = self.unfolded_twin() if self.deploy else self
+        report = load_backbone_weights(receiver, loaded, source=source,
                                        prefix=pretrained.get('prefix') or '',
                                        describe=describe_weights)
+        if receiver is not self:
+            self.load_state_dict(receiver.eval().switch_to_deploy().state_dict())
         print_log(f'EfficientViT: {source}: {report}', logger='current', level=logging.INFO)
         self._is_init = True
 
@@ -396,7 +535,7 @@ class EfficientViT(BaseModule):
                 parameter.requires_grad = False
 
 
-def _accept_published_layouts(module: nn.Module, state_dict: dict, prefix: str,
+def _accept_published_layouts(module: EfficientViT, state_dict: dict, prefix: str,
                               local_metadata: dict, strict: bool, *_: Any) -> None:
     """Let every `load_state_dict` take every published layout, whatever contains the backbone.
 
@@ -409,16 +548,26 @@ def _accept_published_layouts(module: nn.Module, state_dict: dict, prefix: str,
         return
     state = {key.removeprefix(prefix): value for key, value in own.items()}
     place = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
-    translated, report = translate_backbone_state(state, module.state_dict(),
+    deployed = module.deploy and not _is_deployed(state)
+    receiver = module.unfolded_twin() if deployed else module
+    translated, report = translate_backbone_state(state, receiver.state_dict(),
                                                   f'what {place} is given')
     if strict and not report.complete:
         raise CheckpointError(f'{place} can\'t take these weights, which look like '
                               f'{describe_weights(state)}: {report}')
+    if deployed and report.complete:
+        receiver.load_state_dict(translated, strict=False)  # the counters may be missing
+        translated = receiver.eval().switch_to_deploy().state_dict()
     for key in own:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in translated.items()})
     if report.layout != NATIVE.name or report.resized:
         print_log(f'{place}: {report}', logger='current', level=logging.INFO)
+
+
+def _is_deployed(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is of our deployed form, in which convolutions have a bias."""
+    return 'stem.0.conv.bias' in state
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
@@ -10,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .fuse import deploy_layers
 
 __all__ = ['EfficientViTFPN']
 
@@ -107,6 +109,18 @@ class EfficientViTFPN(BaseModule):
         while len(outputs) < self.num_outs:
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
         return tuple(outputs)
+
+    def switch_to_deploy(self) -> None:
+        """Fold the normalisation that ``norm_cfg`` asked for, and put the channels last.
+
+        Raises:
+            ConfigError: In training mode.
+        """
+        if self.training:
+            raise ConfigError('switch_to_deploy() of EfficientViTFPN in training mode: call eval() '
+                              'first')
+        deploy_layers(self)
+        self.to(memory_format=torch.channels_last)
 
     def _check_arguments(self, num_outs: int | None) -> None:
         if not self.in_channels:

@@ -1,14 +1,25 @@
 """The leaves that the backbone is made of."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite']
+from ..errors import ConfigError
+
+__all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite', 'add_residual']
 
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then normalisation.
+
+    A BN with fixed statistics is a scale and a shift per channel, so that it can be part of the
+    convolution: for good, by `switch_to_deploy`, or in every training step anew, which leaves all
+    gradients as they are and saves BN's time and its copy of the activations.
 
     Args:
         in_channels: Channels of the input.
@@ -19,7 +30,13 @@ class ConvNorm(nn.Module):
         norm_cfg: The normalisation, in mmcv's form.
         zero_init: Start the normalisation's scale at 0, so that a residual branch starts as the
             identity.
+
+    Attributes:
+        fold_norm (bool): Compute gradients through the folded form while BN's statistics are
+            fixed.
     """
+
+    fold_norm = True
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *,
                  stride: int = 1, groups: int = 1, norm_cfg: dict, zero_init: bool = False) -> None:
@@ -30,18 +47,152 @@ class ConvNorm(nn.Module):
         if zero_init and getattr(self.norm, 'weight', None) is not None:
             nn.init.zeros_(self.norm.weight)
 
+    @property
+    def folds(self) -> bool:
+        """Whether the next call computes with `folded`'s weights instead of BN."""
+        if isinstance(self.norm, nn.Identity):
+            return True
+        # Inference keeps the published order of operations; its fast form is the deployed one.
+        return self.fold_norm and torch.is_grad_enabled() and self._is_fixed()
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias that do what convolution and BN do, with their gradients."""
+        if isinstance(self.norm, nn.Identity):
+            return self.conv.weight, self.conv.bias
+        scale, shift = self._scale_and_shift()
+        return self.conv.weight * scale[:, None, None, None], shift
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride))."""
-        return self.norm(self.conv(x))
+        if not self.folds:
+            return self.norm(self.conv(x))
+        if isinstance(self.norm, nn.Identity):
+            return self._convolve(x, *self.folded())
+        scale, shift = self._scale_and_shift()
+        settings = (self.conv.stride, self.conv.padding, self.conv.groups)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            # The compiler decides by itself what to keep, autocast rounds every operation.
+            return self._convolve(x, self.conv.weight * scale[:, None, None, None], shift)
+        return _ScaledConvolution.apply(x, self.conv.weight, scale, shift, *settings)
+
+    def switch_to_deploy(self) -> None:
+        """Fold BN into the convolution for good; any other normalisation stays.
+
+        Raises:
+            ConfigError: If BN computes its statistics from each batch.
+        """
+        if isinstance(self.norm, nn.Identity):
+            return
+        if isinstance(self.norm, _BatchNorm):
+            if not self._is_fixed():
+                raise ConfigError('a BN that takes its statistics from each batch can\'t be folded '
+                                  'into a convolution: call eval() first')
+            weight, bias = _in_double(self.folded, self)
+            self.conv.weight = nn.Parameter(weight, requires_grad=False)
+            self.conv.bias = nn.Parameter(bias, requires_grad=False)
+            self.norm = nn.Identity()
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What BN multiplies each channel with, and what it adds."""
+        norm = self.norm
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = norm.weight * scale
+        shift = -norm.running_mean * scale
+        return scale, shift if norm.bias is None else norm.bias + shift
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding,
+                        groups=self.conv.groups)
+
+    def _is_fixed(self) -> bool:
+        norm = self.norm
+        return (isinstance(norm, _BatchNorm) and not norm.training
+                and norm.running_mean is not None)
+
+
+class _ScaledConvolution(torch.autograd.Function):
+    """Convolution with ``weight * scale``, a product that is not kept for the backward pass.
+
+    At small images the scaled weights would be as large as the activations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor,
+                stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.settings = stride, padding, groups
+        return F.conv2d(x, weight * scale[:, None, None, None], shift, stride, padding,
+                        groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, groups = ctx.settings
+        needs = ctx.needs_input_grad
+        grad_x, grad_scaled, grad_shift = torch.ops.aten.convolution_backward(
+            grad, x, weight * scale[:, None, None, None], [len(scale)], stride, padding, (1, 1),
+            False, (0, 0), groups, (needs[0], needs[1] or needs[2], needs[3]))
+        grad_weight = grad_scaled * scale[:, None, None, None] if needs[1] else None
+        grad_scale = (grad_scaled * weight).sum((1, 2, 3)) if needs[2] else None
+        return grad_x, grad_weight, grad_scale, grad_shift, None, None, None
 
 
 class DepthwiseConvNorm(ConvNorm):
-    """A depthwise `ConvNorm`: every channel has its own kernel."""
+    """A depthwise `ConvNorm`: every channel has its own kernel.
+
+    Attributes:
+        adds_input (bool): Whether the kernel contains the identity, after `fold_identity`.
+    """
 
     def __init__(self, channels: int, kernel_size: int = 3, *, stride: int = 1, norm_cfg: dict,
                  zero_init: bool = False) -> None:
         super().__init__(channels, channels, kernel_size, stride=stride, groups=channels,
                          norm_cfg=norm_cfg, zero_init=zero_init)
+        self.adds_input = False
+
+    def add_to(self, x: Tensor) -> Tensor:
+        """Compute ``x + self(x)``, as one convolution where BN is folded; stride 1 only."""
+        if self.adds_input:
+            return self(x)
+        if not self.folds:
+            return x + self(x)
+        weight, bias = self.folded()
+        return self._convolve(x, weight + _identity_kernel(weight), bias)
+
+    def fold_identity(self) -> None:
+        """Make the folded kernel add its input, so that `forward` is what `add_to` was.
+
+        A convolution whose normalisation could not be folded stays as it is.
+        """
+        if isinstance(self.norm, nn.Identity) and not self.adds_input:
+            self.conv.weight += _identity_kernel(self.conv.weight)
+            self.adds_input = True
+
+
+def _identity_kernel(weight: Tensor) -> Tensor:
+    kernel = torch.zeros_like(weight[0, 0])
+    kernel[weight.shape[2] // 2, weight.shape[3] // 2] = 1
+    return kernel
+
+
+def _in_double(compute: Callable[[], tuple[Tensor, Tensor | None]],
+               module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Compute weights with every tensor of ``module`` in float64, and give them its dtype back.
+
+    In half precision the scales alone would lose as much as the whole network may.
+    """
+    dtype = next(module.parameters()).dtype
+    with torch.no_grad():
+        module.double()
+        weight, bias = compute()
+        assert bias is not None
+        return weight.to(dtype), bias.to(dtype)
+
+
+def add_residual(branch: Tensor, x: Tensor) -> Tensor:
+    """Compute ``x + branch``, into the branch's memory where no gradient could need it."""
+    return x + branch if torch.is_grad_enabled() else branch.add_(x)
 
 
 class FeedForward(nn.Module):
@@ -54,7 +205,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return self.project(torch.relu(self.expand(x)))
+        return self.project(torch.relu_(self.expand(x)))
 
 
 class SqueezeExcite(nn.Module):
@@ -68,4 +219,5 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         gate = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
-        return x * self.expand(gate).sigmoid()
+        gate = self.expand(gate).sigmoid()
+        return x * gate if torch.is_grad_enabled() else x.mul_(gate)

@@ -1,0 +1,71 @@
+"""How all figures look: legible at half the width of a page, and to the colour-blind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+__all__ = ['HALF_PAGE', 'PALETTE', 'drawing', 'save']
+
+HALF_PAGE = 3.3
+"""Half the width of a page, in inches."""
+
+PALETTE = {
+    'blue': '#0072B2', 'orange': '#E69F00', 'green': '#009E73', 'vermilion': '#D55E00',
+    'purple': '#CC79A7', 'sky': '#56B4E9', 'yellow': '#F0E442', 'grey': '#999999',
+}
+"""The colours of Okabe and Ito, which people with any colour vision can tell apart."""
+
+_STYLE: dict[Any, Any] = {  # matplotlib's own type lists every name that there is
+    'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 7,
+    'ytick.labelsize': 7, 'legend.fontsize': 7, 'legend.frameon': False,
+    'legend.handlelength': 1.2, 'legend.columnspacing': 1.0,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': 0.6,
+    'axes.axisbelow': True, 'axes.grid': False, 'grid.linewidth': 0.4, 'grid.color': '#DDDDDD',
+    'lines.linewidth': 1.4, 'lines.markersize': 4, 'savefig.dpi': 250,
+}
+
+
+@contextmanager
+def drawing(path: Path, *, width: float = HALF_PAGE, height: float = 2.2) -> 'Iterator[Figure]':
+    """A figure to draw into; saved when the block ends without an error.
+
+    Args:
+        path: A file; its suffix names the format (``.png``, ``.pdf``, ``.svg``).
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Not pyplot, whose state would be shared with the program that imports this. Labels take
+    # their sizes when they are drawn, so the style covers the block and the saving.
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout='constrained')
+        FigureCanvasAgg(figure)
+        yield figure
+        save(figure, path)
+
+
+def save(figure: 'Figure', path: Path) -> None:
+    """Write a figure; its folder is made.
+
+    Raises:
+        UserError: If the file can't be written, or its suffix names no format.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f'can\'t write {path}: {error.strerror}') from error
+    except ValueError as error:
+        raise UserError(f'can\'t write {path}: {error}') from error

@@ -1,0 +1,163 @@
+"""The models that are measured and analysed, built from a name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from ..engine.configure import load_config, without_pretrained_weights
+from ..errors import ConfigError, UserError
+from ..models import ARCHS, EfficientViT
+
+__all__ = ['NAMES', 'TIMM', 'TORCHVISION', 'build_subject', 'is_config']
+
+TIMM = 'timm://'
+TORCHVISION = 'torchvision://'
+
+NAMES = (f'{min(ARCHS)} to {max(ARCHS)}, {TIMM}MODEL, {TORCHVISION}resnet50, '
+         f'{TORCHVISION}mobilenet_v3_large, or the path of a config')
+"""The names that there are, for messages."""
+
+_RESNET_STEM = ('conv1', 'bn1', 'relu', 'maxpool')
+_RESNET_STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
+_MOBILENET_STAGES = ('3', '6', '12', '16')  # the last layers of strides 4, 8, 16 and 32
+
+
+class StageMaps(nn.ModuleDict):
+    """Layers that run one after the other, some of whose maps are the output.
+
+    Args:
+        layers: The layers by name, in their order.
+        outputs: Names of those whose maps are returned; layers behind the last one are left out.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], outputs: tuple[str, ...]) -> None:
+        names = list(layers)
+        super().__init__({name: layers[name] for name in names[:names.index(outputs[-1]) + 1]})
+        self.outputs = outputs
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map (B, 3, H, W) to one map per name of ``outputs``."""
+        x, maps = image, []
+        for name, layer in self.items():
+            x = layer(x)
+            if name in self.outputs:
+                maps.append(x)
+        return tuple(maps)
+
+
+def build_subject(name: str, *, features_only: bool = False, pretrained: bool = False,
+                  options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a model by name, in eval mode on the CPU.
+
+    Args:
+        name: ``'m0'`` to ``'m5'`` for our backbone, ``'timm://MODEL'``,
+            ``'torchvision://resnet50'``, ``'torchvision://mobilenet_v3_large'``, or the path of
+            a config, whose whole detector or segmentor is built.
+        features_only: Of timm's and torchvision's models, build the maps of several strides in
+            place of the classifier. Ours have no classifier, configs are taken as they are.
+        pretrained: Fetch the published weights; for a config, those that it names.
+        options: Keyword arguments of `EfficientViT` or of timm's model; for a config, values by
+            dotted key.
+
+    Raises:
+        UserError: If there is no such model, it can't be built, or its weights can't be had.
+    """
+    options = dict(options or {})
+    if name.lower() in ARCHS:
+        return _ours(name.lower(), pretrained, options)
+    if name.startswith(TIMM):
+        return _timm(name.removeprefix(TIMM), features_only, pretrained, options)
+    if name.startswith(TORCHVISION):
+        return _torchvision(name.removeprefix(TORCHVISION), features_only, pretrained, options)
+    if not is_config(name):
+        raise UserError(f'there is no model {name!r}: name one of {NAMES}')
+    return _from_config(Path(name), pretrained, options)
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is the path of a config, there or not."""
+    return Path(name).suffix in ('.py', '.json', '.yaml', '.yml')
+
+
+def _ours(arch: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if pretrained:
+        options = {'init_cfg': dict(type='Pretrained', checkpoint=f'evit://efficientvit_{arch}'),
+                   **options}
+    try:
+        backbone = EfficientViT(**{'arch': arch, **options})
+    except TypeError as error:
+        raise ConfigError(f'EfficientViT takes no such argument: {error}') from error
+    if backbone.init_cfg:
+        backbone.init_weights()
+    return backbone.eval()
+
+
+def _timm(model: str, features_only: bool, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f'{TIMM}{model} needs timm, which is not installed: pip install timm'
+                        ) from error
+    if not timm.is_model(model):
+        near = timm.list_models(f'*{model}*')[:5]
+        raise UserError(f'timm {timm.__version__} has no model {model!r}'
+                        + f'; it has {", ".join(near)}' * bool(near))
+    return _built(f'{TIMM}{model}', pretrained, lambda: timm.create_model(
+        model, pretrained=pretrained, features_only=features_only, **options))
+
+
+def _torchvision(model: str, features_only: bool, pretrained: bool, options: dict[str, Any]
+                 ) -> nn.Module:
+    # mmcv imports torchvision, but a broken one shows only in its models.
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f'{TORCHVISION}{model} needs torchvision, which can\'t be imported: '
+                        f'{_one_line(error)}') from error
+    if model not in ('resnet50', 'mobilenet_v3_large'):
+        raise UserError(f'there is no model {TORCHVISION}{model}: name one of {NAMES}')
+    weights = 'DEFAULT' if pretrained else None
+    built: Any = _built(f'{TORCHVISION}{model}', pretrained,
+                        lambda: getattr(models, model)(weights=weights, **options))
+    if not features_only:
+        return built
+    if model == 'resnet50':
+        layers = {name: getattr(built, name) for name in (*_RESNET_STEM, *_RESNET_STAGES)}
+        return StageMaps(layers, _RESNET_STAGES).eval()
+    return StageMaps(dict(built.features.named_children()), _MOBILENET_STAGES).eval()
+
+
+def _from_config(path: Path, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    config = load_config(path, options)
+    if not config.get('model'):
+        raise ConfigError(f'{path} has no model')
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    if not pretrained:
+        without_pretrained_weights(config)
+    try:
+        model: Any = MODELS.build(config.model)
+        if pretrained:
+            model.init_weights()
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        raise ConfigError(f'the model of {path} can\'t be built: {_one_line(error)}') from error
+    return model.eval()
+
+
+def _built(name: str, pretrained: bool, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build somebody else's model, whose errors are of many kinds."""
+    try:
+        return build().eval()
+    except Exception as error:
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(f'the weights of {name} can\'t be had: {_one_line(error)}; without '
+                            'network, give it weights of a file, or random ones') from error
+        raise ConfigError(f'{name} can\'t be built: {_one_line(error)}') from error
+
+
+def _one_line(error: BaseException) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'

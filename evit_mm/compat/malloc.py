@@ -1,0 +1,39 @@
+"""Keep freed memory in the process, where glibc would give it back to the kernel.
+
+A network on the CPU frees and takes the same megabytes at every layer. glibc returns such blocks
+at once, so each of them is faulted in anew, page by page.
+"""
+
+import ctypes
+import os
+
+__all__ = ['keep_freed_memory']
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# The highest threshold that glibc takes; before 2.35 that is half of an arena's heap.
+_MMAP_THRESHOLDS = (1 << 30, 32 << 20)
+_NEVER = (1 << 31) - 1  # the largest int: mallopt takes no more
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep what is freed, from now on and for the whole process.
+
+    Does nothing without glibc, or where the environment has settings of malloc of its own
+    (``MALLOC_*``, or ``glibc.malloc`` in ``GLIBC_TUNABLES``).
+
+    Returns:
+        bool: Whether malloc was told.
+    """
+    if any(name.startswith('MALLOC_') for name in os.environ) \
+            or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', ''):
+        return False
+    if 'CS_GNU_LIBC_VERSION' not in getattr(os, 'confstr_names', {}):
+        return False
+    try:
+        if not (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc'):
+            return False
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, ValueError):  # another libc
+        return False
+    mapped = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
+    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER)) and mapped

@@ -1,0 +1,230 @@
+"""What makes a model of a run faster: its deploy form, memory layout, compilation and bf16."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..errors import ConfigError, UserError
+
+__all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler',
+           'requested']
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What is done to a model; nothing by default.
+
+    Attributes:
+        deploy: Fold all that can be folded; for inference alone.
+        channels_last: Keep weights and feature maps in torch's channels-last memory format.
+        compile: Run backbone and neck through torch.compile; heads and losses stay as they are.
+        bf16: Compute backbone, neck and heads in bfloat16 by autocast. What they return is float32
+            again, so losses, boxes and scores lose no more digits.
+    """
+
+    deploy: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    bf16: bool = False
+
+    def __bool__(self) -> bool:
+        return self.deploy or self.channels_last or self.compile or self.bf16
+
+
+RECOMMENDED = {
+    'cpu': Acceleration(deploy=True, channels_last=True),
+    'cuda': Acceleration(deploy=True, channels_last=True),
+}
+"""What ``--fast`` stands for, by the type of the device; the choice is by measurement."""
+
+
+def requested(options: Namespace) -> Acceleration:
+    """What the flags ask for; see `evit_mm.cli.train_parser` and `evit_mm.cli.test_parser`.
+
+    Raises:
+        UserError: If this machine can't do it.
+    """
+    fast = getattr(options, 'fast', False)
+    base = RECOMMENDED.get(get_device(), RECOMMENDED['cpu']) if fast else Acceleration()
+    acceleration = Acceleration(
+        deploy=base.deploy or getattr(options, 'deploy', False),
+        channels_last=base.channels_last or options.channels_last,
+        compile=base.compile or options.compile,
+        bf16=base.bf16 or options.bf16)
+    if acceleration.compile:
+        check_compiler(get_device())
+    if acceleration.bf16 and get_device() == 'cuda' and not torch.cuda.is_bf16_supported():
+        raise UserError('--bf16 needs a GPU that computes in bfloat16, which this one does not: '
+                        'leave --bf16 out')
+    return acceleration
+
+
+def check_compiler(device: str) -> None:
+    """Check that torch.compile finds what it needs, before it is needed.
+
+    Args:
+        device: Type of the device, such as ``'cpu'``.
+
+    Raises:
+        UserError: If a compiler is missing.
+    """
+    if device == 'cuda':
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError('--compile needs Triton on this GPU, and torch finds none: install '
+                            'the triton that belongs to your torch, or leave --compile out')
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except (RuntimeError, OSError) as error:
+        raise UserError('--compile needs a C++ compiler on the CPU, and torch finds none: install '
+                        'g++, or name one in the variable CXX, or leave --compile out') from error
+
+
+def accelerate(runner: Runner, model: nn.Module, acceleration: Acceleration) -> None:
+    """Have ``model`` made faster when the run has loaded its weights.
+
+    Args:
+        runner: What trains or tests the model.
+        model: The detector or segmentor itself, without what distributes it.
+        acceleration: What to do to it.
+
+    Raises:
+        ConfigError: If the model has no backbone where one is needed.
+    """
+    if not acceleration:
+        return
+    if (acceleration.channels_last or acceleration.compile) and not _parts(model, 'backbone'):
+        raise ConfigError(f'--channels-last and --compile find no backbone in '
+                          f'{type(model).__name__}: leave them out')
+    runner.register_hook(AccelerationHook(model, acceleration), priority='VERY_LOW')
+
+
+class AccelerationHook(Hook):
+    """Change the model between the loading of its weights and the first step, once.
+
+    Args:
+        model: The detector or segmentor itself, without what distributes it.
+        acceleration: What to do to it; its deploy form is for tests alone.
+    """
+
+    def __init__(self, model: nn.Module, acceleration: Acceleration) -> None:
+        self._model = model
+        self._acceleration = acceleration
+        self._done = False
+        self._graphs_before = 0
+
+    def before_run(self, runner: Any) -> None:
+        """Take away what would mix unfolded weights into folded ones.
+
+        Averages are what a checkpoint's ``state_dict`` holds, so a test has no need of the hook
+        that swaps them in.
+        """
+        if self._acceleration.deploy:
+            # A new list: the runner is going through the old one.
+            runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]
+
+    def before_train(self, runner: Any) -> None:
+        """Change the model for training."""
+        self._apply(testing=False)
+
+    def before_test(self, runner: Any) -> None:
+        """Change the model for inference."""
+        self._apply(testing=True)
+
+    def after_run(self, runner: Any) -> None:
+        """Say how often torch.compile was at work; images of many sizes must not make that many."""
+        if self._acceleration.compile:
+            print_log(f'torch.compile: {_graphs() - self._graphs_before} graphs compiled',
+                      logger='current', level=logging.INFO)
+
+    def _apply(self, *, testing: bool) -> None:
+        if self._done:
+            return
+        self._done = True
+        model, wanted = self._model, self._acceleration
+        device = next(model.parameters()).device.type
+        if wanted.deploy and testing:
+            from ..models.fuse import deploy
+
+            deploy(model.eval())
+        if wanted.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for backbone in _parts(model, 'backbone'):
+                backbone.register_forward_pre_hook(_to_channels_last)
+        if wanted.compile:
+            self._graphs_before = _graphs()
+            # Freezing lays out the weights for the compiled code once instead of at every image.
+            freezing = testing and device == 'cpu'
+            for part in _parts(model, 'backbone', 'neck'):
+                _replace_forward(part, torch.compile(
+                    part.forward, dynamic=True, options={'freezing': freezing}))
+        if wanted.bf16:
+            for part in _parts(model, 'backbone', 'neck', 'head'):
+                _replace_forward(part, _in_bfloat16(part.forward, device))
+
+
+def _parts(model: nn.Module, *kinds: str) -> list[nn.Module]:
+    """The modules called like one of ``kinds``: ``head``, ``bbox_head``; or those in such a list."""
+    found: dict[nn.Module, None] = {}  # a set that keeps the order
+    for name, module in model.named_modules():
+        # Not by the end of the name: a bottleneck is no neck.
+        if name.rpartition('.')[2].rpartition('_')[2] in kinds:
+            found.update(dict.fromkeys(_unlisted(module)))
+    return list(found)
+
+
+def _unlisted(module: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(module, nn.ModuleList):
+        yield module
+        return
+    for child in module:  # of a cascade, or the auxiliary heads of a segmentor
+        yield from _unlisted(child)
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Give one module another forward; its type, its hooks and its weights' names stay."""
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def _to_channels_last(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.contiguous(memory_format=torch.channels_last)
+                 if isinstance(value, Tensor) and value.dim() == 4 else value
+                 for value in arguments)
+
+
+def _in_bfloat16(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            outputs = forward(*arguments, **named)
+        return _in_float32(outputs)
+
+    return wrapped
+
+
+def _in_float32(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    if type(outputs) in (list, tuple):
+        return type(outputs)(_in_float32(value) for value in outputs)
+    if type(outputs) is dict:
+        return {key: _in_float32(value) for key, value in outputs.items()}
+    return outputs
+
+
+def _graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters['stats']['unique_graphs']

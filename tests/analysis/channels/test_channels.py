@@ -1,0 +1,157 @@
+"""`tools/analyze.py channels` as a whole: on a detector, a segmentor and a classifier."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evit_mm.analysis import channels
+from evit_mm.analysis.channels import losses
+from evit_mm.analysis.channels.report import share_table, shares
+from evit_mm.analysis.subjects import build_subject
+from evit_mm.cli import run_tool
+from evit_mm.cli.analyze import analyze, analyze_parser
+from evit_mm.data import generate_ade, generate_coco
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    generate_coco(root / 'coco', num_train=4, num_val=1, image_size=(64, 64), progress=False)
+    generate_ade(root / 'ade', num_train=4, num_val=1, image_size=(64, 64), progress=False)
+    return root
+
+
+@pytest.fixture
+def detection(repository, data, randomised, tmp_path):
+    """Flags of a quick run on a detector whose blocks do something."""
+    config = repository / 'configs' / 'retinanet_evit_m0_shapes.py'
+    model = randomised(build_subject(str(config)))
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
+    return [config, '--checkpoint', tmp_path / 'model.pth', '--data-root', data / 'coco',
+            '--batches', 1, '--batch-size', 2, '--steps', 2, '--budget', 0.8, '--shape', 64, 64]
+
+
+def run(*arguments):
+    return run_tool(analyze_parser(), analyze, ['channels', *map(str, arguments)])
+
+
+def test_a_detector(detection, tmp_path, capsys, monkeypatch):
+    """Finds, keeps, draws and exports; an interrupted run goes on and finds the same."""
+    out, path = tmp_path / 'whole', tmp_path / 'narrow.py'
+    assert run(*detection, '--out', out, '--export-arch', path) == 0
+    printed = capsys.readouterr().out
+    assert 'multiply-adds at 64x64; training loss of RetinaNet on 1 batch of 2 images' in printed
+    assert '| stage 3 |' in printed and '% of the multiply-adds are left' in printed
+    whole = (out / 'channels.json').read_text()
+    items = json.loads(whole)['items']
+    assert 0.79 < items['result']['share'] <= 0.8
+    assert items['step 2']['macs'] == items['result']['macs']
+    assert {entry['kind'] for entry in items['channels'].values()} == {'QK', 'V', 'FFN'}
+    assert max(max(entry['importance']) for entry in items['channels'].values()) > 0
+    everything = {share['kind']: share for share in items['result']['channels']
+                  if share['block'] == 'all'}
+    assert everything['QK']['count'] == 384 and everything['V']['count'] == 896
+    removed = sum(len(gone) for step in ('step 1', 'step 2')
+                  for gone in items[step]['removed'].values())
+    assert removed == sum(share['count'] - share['kept'] for share in everything.values()) > 0
+    with Image.open(out / 'channels.png') as picture:
+        colours = {tuple(colour) for colour in np.unique(
+            np.asarray(picture.convert('RGB')).reshape(-1, 3), axis=0).tolist()}
+    assert {(0, 0x72, 0xB2), (0xE6, 0x9F, 0), (0, 0x9E, 0x73)} <= colours
+    assert f'{path}: ' in printed and min(build_subject(str(path)).backbone.arch.ffn_ratio) < 2
+
+    count = []
+
+    def interrupted(self, batch, plain=losses.TrainingLoss.loss):
+        count.append(1)
+        if len(count) == 3:  # the trial at the start, step 1, step 2
+            raise KeyboardInterrupt
+        return plain(self, batch)
+
+    monkeypatch.setattr(losses.TrainingLoss, 'loss', interrupted)
+    out = tmp_path / 'parts'
+    assert run(*detection, '--out', out) == 130
+    assert list(json.loads((out / 'channels.json').read_text())['items']) == ['channels', 'step 1']
+    count[:] = [1] * 3
+    assert run(*detection, '--out', out) == 0
+    assert len(count) == 3 + 3  # the trial, step 2, what is left
+    assert (out / 'channels.json').read_text() == whole
+
+    capsys.readouterr()
+    assert run(*detection, '--out', out, '--seed', 3) == 2
+    assert 'seed: 0 there, 3 here' in capsys.readouterr().err
+
+
+def test_a_segmentor(repository, data, randomised, tmp_path, capsys):
+    config = repository / 'configs' / 'upernet_evit_m0_shapes.py'
+    model = randomised(build_subject(str(config)))
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
+    assert run(config, '--checkpoint', tmp_path / 'model.pth', '--data-root', data / 'ade',
+               '--batches', 1, '--batch-size', 2, '--steps', 1, '--budget', 0.9, '--shape', 64, 64,
+               '--kinds', 'FFN', '--out', tmp_path) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / 'channels.json').read_text())['items']['result']
+    assert 0.89 < result['share'] <= 0.9
+    assert {share['kind'] for share in result['channels']
+            if share['kept'] < share['count']} == {'FFN'}
+
+
+def test_a_classifier(tmp_path, capsys):
+    pytest.importorskip('timm')
+    Image.effect_noise((64, 64), 60).save(tmp_path / 'x.png')
+    assert run('timm://deit_tiny_patch16_224', '--images', tmp_path, '--labels', 'predicted',
+               '--batches', 1, '--steps', 1, '--out', tmp_path / 'out') == 0
+    printed = capsys.readouterr().out
+    assert 'M multiply-adds at 224x224' in printed
+    assert 'labels: what the model itself predicts, no truth' in printed
+    items = json.loads((tmp_path / 'out' / 'channels.json').read_text())['items']
+    assert 0.65 < items['result']['share'] <= 0.66
+    assert items['result']['macs_before'] == pytest.approx(1.25e9, rel=0.02)  # as is published
+
+
+def test_shares_add_up(backbone):
+    sites = channels.find_sites(backbone)
+    kept = channels.replay(sites, [])
+    kept[sites[0].name][:20] = 0  # the first FFN of block 1.1
+    found = {(share.block, share.kind): share for share in shares(sites, kept)}
+    first = found['1.1', 'FFN']
+    assert (first.width, first.count, first.kept) == (32, 64, 44)
+    assert (found['1.1', 'QK'].width, found['1.1', 'QK'].count) == (16, 16)
+    assert (found['stage 1', 'FFN'].kept, found['all', 'FFN'].kept) == (44, sum(
+        site.count for site in sites if site.kind == 'FFN') - 20)
+    table = share_table(found.values())
+    assert '44/64 69%' in table and '| 1>2 ' in table
+
+
+def test_mistakes_are_told(repository, detection, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, *rest = detection
+    fresh = ['--data-root', data / 'coco', '--batches', 1, '--batch-size', 2, '--shape', 64, 64]
+    timm = 'timm://deit_tiny_patch16_224'
+    for sentence, arguments in {
+        'm0 alone has no loss': ['m0'],
+        'no such config': ['absent.py'],
+        'needs images': [timm],
+        '--shape is for configs': [timm, '--images', data, '--shape', 64, 64],
+        '--export-arch is for configs': [timm, '--images', data, '--export-arch', 'x.py'],
+        '--images is for classifiers': [config, '--images', data],
+        '--steps must be positive': [*detection, '--steps', 0],
+        '--shape must be positive': [*detection, '--shape', 64, 0],
+        'name a .py file': [*detection, '--export-arch', 'arch.txt'],
+        'no channel changes the loss': [config, *fresh, '--budget', 0.8],
+        '--budget 0.01 is out of reach': [*detection, '--budget', 0.01],
+        'no channels that this analysis knows': [
+            config, *fresh, '--cfg-options', 'model.backbone.type=mmdet.MobileNetV2',
+            'model.backbone._delete_=True', 'model.backbone.out_indices=[2,4,7]',
+            'model.neck.in_channels=[32,96,1280]'],
+        'writes architectures of EfficientViT': [
+            config, *fresh, '--export-arch', 'x.py', '--cfg-options',
+            'model.backbone._delete_=True', 'model.backbone.type=mmdet.MobileNetV2'],
+        'no such folder': [config, *fresh[2:], '--data-root', 'absent'],
+        'not a checkpoint': [config, *fresh, '--checkpoint', __file__],
+    }.items():
+        assert run(*arguments, '--out', tmp_path / 'out', '--overwrite') == 2, sentence
+        told = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
+        assert len(told) == 1 and sentence in told[0], (sentence, told)

@@ -1,0 +1,156 @@
+"""The loss is the one of training, on the same batches each time."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss, load_classifier
+from evit_mm.analysis.subjects import build_subject
+from evit_mm.data import generate_coco
+from evit_mm.engine.configure import set_data_root
+from evit_mm.errors import CheckpointError, ConfigError, UserError
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes') / 'coco'
+    generate_coco(root, num_train=8, num_val=1, image_size=(64, 64), progress=False)
+    return root
+
+
+@pytest.fixture
+def config(repository, shapes):
+    config = Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_shapes.py')
+    set_data_root(config, shapes)
+    return config
+
+
+@pytest.fixture
+def detector(repository):
+    return build_subject(str(repository / 'configs' / 'retinanet_evit_m0_shapes.py'))
+
+
+def values(source):
+    with torch.no_grad():
+        return [float(source.loss(batch)) for batch in source.batches()]
+
+
+def test_training_batches_are_the_same_each_time(config, detector):
+    """Order, flips and all; another seed has others."""
+    source = TrainingLoss(config, detector, batches=3, batch_size=2, seed=1)
+    first = values(source)
+    torch.rand(1), np.random.rand()
+    assert first == values(source) and len(first) == source.number == 3
+    assert values(TrainingLoss(config, detector, batches=3, batch_size=2, seed=1)) == first
+    assert values(TrainingLoss(config, detector, batches=3, batch_size=2, seed=2)) != first
+    assert source.description == 'training loss of RetinaNet on 3 batches of 2 images'
+
+
+def test_the_training_loss_is_the_sum_that_training_minimises(config, detector):
+    source = TrainingLoss(config, detector, batches=1, batch_size=2, seed=0)
+    [batch] = source.batches()
+    data = detector.data_preprocessor(batch, True)
+    with torch.no_grad():
+        parts = detector.loss(data['inputs'], data['data_samples'])
+    expected = sum(sum(part) if isinstance(part, list) else part for part in parts.values())
+    assert values(source) == [pytest.approx(float(expected))]
+
+
+def test_few_images_give_few_batches(config, detector):
+    assert TrainingLoss(config, detector, batches=9, batch_size=3, seed=0).number == 3
+
+
+def test_training_data_that_can_not_serve_is_told(config, detector, tmp_path):
+    settings = dict(batches=1, batch_size=2, seed=0)
+    lacking = config.copy()
+    lacking.train_dataloader = None
+    with pytest.raises(ConfigError, match='no train_dataloader'):
+        TrainingLoss(lacking, detector, **settings)
+    detector.bbox_head.num_classes = 7
+    with pytest.raises(ConfigError, match='predicts 7 classes, but the train data set has 4'):
+        TrainingLoss(config, detector, **settings)
+    absent = config.copy()
+    absent.train_dataloader.dataset.data_root = str(tmp_path / 'absent')
+    with pytest.raises(UserError, match='absent'):
+        TrainingLoss(absent, detector, **settings)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Folders 4, 10 and 2, of 2 images each."""
+    root = tmp_path_factory.mktemp('pictures')
+    numbers = np.random.default_rng(0)
+    for name in ('4', '10', '2'):
+        (root / name).mkdir()
+        for index in range(2):
+            pixels = numbers.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f'{index}.png')
+    return root
+
+
+def classifier(num_classes=12):
+    timm = pytest.importorskip('timm')
+    return timm.create_model('deit_tiny_patch16_224', num_classes=num_classes, img_size=32,
+                             embed_dim=24, depth=1, num_heads=2,
+                             pretrained_cfg_overlay=dict(input_size=(3, 32, 32))).eval()
+
+
+def test_folders_give_labels(pictures, tmp_path):
+    settings = dict(labels='folders', batches=9, batch_size=4, seed=0)
+    source = FolderLoss(pictures, classifier(), **settings)
+    labels = torch.cat([labels for _, labels in source.batches()]).tolist()
+    assert sorted(labels) == [2, 2, 4, 4, 10, 10] and source.number == 2
+    assert values(source) == values(source)
+    assert 'labels: folders' in source.description
+
+    for name in ('bird', 'ant'):  # as many as classes: in the order of their names
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (40, 40), 'red' if name == 'ant' else 'blue').save(
+            tmp_path / name / 'x.jpg')
+    source = FolderLoss(tmp_path, classifier(2), **settings)
+    [(images, labels)] = source.batches()
+    assert images.shape == (2, 3, 32, 32)
+    redder = images[:, 0].mean((1, 2)) > images[:, 2].mean((1, 2))
+    assert torch.equal(labels, 1 - redder.long())
+
+
+def test_predictions_stand_in_for_labels(pictures):
+    """Those of the whole model: what it becomes later changes no label."""
+    model = classifier()
+    source = FolderLoss(pictures, model, labels='predicted', batches=1, batch_size=6, seed=0)
+    [(images, labels)] = source.batches()
+    with torch.no_grad():
+        assert torch.equal(model(images).argmax(1), labels)
+        model.head.weight.neg_()
+    assert torch.equal(next(source.batches())[1], labels)
+    assert 'no truth' in source.description
+
+
+def test_images_that_can_not_serve_are_told(pictures, tmp_path):
+    settings = dict(batches=1, batch_size=4, seed=0)
+
+    def sentence(folder, model=None, labels='folders'):
+        with pytest.raises(UserError) as told:
+            FolderLoss(folder, model or classifier(), labels=labels, **settings)
+        return str(told.value)
+
+    assert 'no such folder' in sentence(tmp_path / 'absent')
+    assert 'no image' in sentence(tmp_path, labels='predicted')
+    assert 'no labels' in sentence(pictures / '4') and '--labels' in sentence(pictures / '4')
+    assert '3 folders for the 5 classes' in sentence(pictures, classifier(5))
+    assert 'no classifier' in sentence(pictures, classifier(0))
+    (tmp_path / 'broken.jpg').write_bytes(b'no image')
+    assert 'broken.jpg can\'t be read' in sentence(tmp_path, labels='predicted')
+
+
+def test_a_classifiers_checkpoint_must_fit(tmp_path):
+    torch.manual_seed(1)
+    trained, fresh = classifier(), classifier()
+    torch.save({'model': trained.state_dict()}, tmp_path / 'x.pth')
+    load_classifier(fresh, str(tmp_path / 'x.pth'))
+    assert all(torch.equal(a, b) for a, b in zip(
+        trained.state_dict().values(), fresh.state_dict().values(), strict=True))
+    with pytest.raises(CheckpointError, match='not a checkpoint of this model'):
+        load_classifier(classifier(5), str(tmp_path / 'x.pth'))

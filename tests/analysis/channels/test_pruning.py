@@ -1,0 +1,187 @@
+"""Importance is the squared slope of the loss, and removal goes down the ranking to the budget."""
+
+import pytest
+import torch
+from torch import nn
+
+from evit_mm.analysis.channels.gates import find_sites, gated, macs_per_channel, total_macs
+from evit_mm.analysis.channels.pruning import Ranking, lowest_share, prune, rank, replay
+from evit_mm.errors import UserError
+from evit_mm.models.attention import CascadedGroupAttention
+from evit_mm.models.layers import FeedForward
+
+BN = dict(type='BN')
+PLANTED, PLAIN, TWINS, DEAD = [5, 1], [0, 7, 3], [2, 6], [4]
+
+
+def planted_ffn():
+    """Hidden channels that all compute the same, but differ in what the projection makes of it.
+
+    The twins share one channel's work, the dead one does none, the planted ones ten times a plain
+    one's, and twenty times.
+    """
+    ffn = FeedForward(6, 8, norm_cfg=BN).eval()
+    nn.init.ones_(ffn.project.norm.weight)
+    with torch.no_grad():
+        ffn.expand.conv.weight[:] = ffn.expand.conv.weight[:1]
+        column = ffn.project.conv.weight[:, :1].clone()
+        for channels, factor in ((PLAIN, 1), (TWINS, 0.5), (DEAD, 0), (PLANTED[:1], 20),
+                                 (PLANTED[1:], 10)):
+            ffn.project.conv.weight[:, channels] = factor * column
+    return ffn
+
+
+def test_planted_channels_rank_first_twins_and_dead_ones_last(squares):
+    ffn = planted_ffn()
+    [site] = find_sites(ffn)
+    x = torch.randn(3, 6, 5, 5)
+    importance = rank([site], replay([site], []), squares(ffn, x)).importance[site.name]
+    order = importance.argsort(descending=True).tolist()
+    assert order[:2] == PLANTED
+    assert set(order[2:5]) == set(PLAIN)
+    assert set(order[5:7]) == set(TWINS)
+    assert order[7:] == DEAD and importance[4] == 0
+    # A twin has half of the slope, so a quarter of the importance.
+    torch.testing.assert_close(importance[TWINS] * 4, importance[PLAIN[:2]])
+
+
+def test_importance_is_the_mean_of_squares_over_batches(squares):
+    ffn = planted_ffn()
+    [site] = find_sites(ffn)
+    one, two = torch.randn(2, 3, 6, 5, 5)
+    everything = replay([site], [])
+    single = [rank([site], everything, squares(ffn, x)) for x in (one, two)]
+    both = rank([site], everything, squares(ffn, one, two))
+    torch.testing.assert_close(both.importance[site.name], sum(
+        ranking.importance[site.name] for ranking in single) / 2)
+    assert both.loss == pytest.approx(sum(ranking.loss for ranking in single) / 2)
+
+
+def test_dead_queries_and_values_rank_last(randomised, squares):
+    attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+    with torch.no_grad():
+        for row in (8 + 3, 16 + 2):  # a key and a value of the last head
+            attention.qkv[1].norm.weight[row] = attention.qkv[1].norm.bias[row] = 0
+        attention.qkv[0].norm.weight[8 + 6] *= 30  # a key that outshouts the others
+    sites = find_sites(attention)
+    importance = rank(sites, replay(sites, []),
+                      squares(attention, torch.randn(2, 12, 8, 8))).importance
+    first_query, _, last_query, last_value = (importance[site.name] for site in sites)
+    assert (last_query == 0).nonzero().flatten().tolist() == [3]
+    assert last_value[2] == 0
+    assert int(first_query.argmax()) == 6
+
+
+@pytest.mark.parametrize('size', [64, 240])
+def test_slopes_of_gates_equal_finite_differences(backbone, squares, size):
+    """In every site, in double precision; 64 pixels are a single window."""
+    model = backbone.double()
+    sites = find_sites(model)
+    source = squares(model, torch.randn(1, 3, size, size, dtype=torch.float64))
+    ones = {site.name: torch.ones(site.count, dtype=torch.float64) for site in sites}
+    with gated(sites, ones) as gates:
+        slopes = torch.autograd.grad(source.loss(source.inputs[0]), gates)
+
+    def loss(site, channel, gate):
+        changed = ones[site.name].clone()
+        changed[channel] = gate
+        with torch.no_grad(), gated(sites, {**ones, site.name: changed}):
+            return float(source.loss(source.inputs[0]))
+
+    step = 1e-5
+    for site, slope in zip(sites, slopes, strict=True):
+        for channel in (0, site.count // 2, site.count - 1):
+            difference = (loss(site, channel, 1 + step) - loss(site, channel, 1 - step)) / 2 / step
+            assert float(slope[channel]) == pytest.approx(
+                difference, rel=1e-3, abs=1e-3 * float(slope.abs().max())), site.name
+    assert sum(bool(slope.any()) for slope in slopes) > 0.7 * len(sites)
+    importance = rank(sites, ones, source).importance
+    for site, slope in zip(sites, slopes, strict=True):
+        torch.testing.assert_close(importance[site.name], slope ** 2)
+
+
+def test_masked_channels_are_worth_nothing_any_more(squares):
+    ffn = planted_ffn()
+    [site] = find_sites(ffn)
+    kept = replay([site], [])
+    kept[site.name][5] = 0
+    importance = rank([site], kept, squares(ffn, torch.randn(1, 6, 5, 5))).importance[site.name]
+    assert importance[5] == 0 and importance[1] > 0
+
+
+@pytest.fixture
+def plan(backbone):
+    """Sites, their costs, the total, and a ranking by numbers that have nothing to do with it."""
+    image = torch.zeros(1, 3, 64, 64)
+    sites = find_sites(backbone)
+    generator = torch.Generator().manual_seed(1)
+    worth = {site.name: torch.rand(site.count, generator=generator) for site in sites}
+    asked = []
+
+    def ranking(kept):
+        asked.append({name: mask.clone() for name, mask in kept.items()})
+        return Ranking({name: worth[name] * kept[name] for name in kept}, 1.0)
+
+    ranking.asked, ranking.worth = asked, worth
+    return sites, macs_per_channel(backbone, sites, image), total_macs(backbone, image), ranking
+
+
+@pytest.mark.parametrize('budget', [0.9, 0.75, 0.7])
+def test_the_budget_is_met(plan, budget):
+    sites, cost, total, ranking = plan
+    removals = list(prune(sites, cost, total, budget=budget, steps=5, ranking=ranking))
+    kept = replay(sites, removals)
+    left = total - sum(int((kept[site.name] == 0).sum()) * cost[site.name] for site in sites)
+    assert left == removals[-1].macs
+    assert budget - 0.01 < left / total <= budget
+    assert all(mask.sum() >= 1 for mask in kept.values())
+    assert len(removals) == 5 and len(ranking.asked) == 5
+    for step, (removal, asked) in enumerate(zip(removals, ranking.asked, strict=True)):
+        mark = 1 - (1 - budget) * (step + 1) / 5
+        assert mark - 0.01 < removal.macs / total <= mark
+        assert all(torch.equal(asked[name], mask)
+                   for name, mask in replay(sites, removals[:step]).items())
+
+
+def test_the_least_important_go_first(plan):
+    sites, cost, total, ranking = plan
+    kept = replay(sites, list(prune(sites, cost, total, budget=0.9, steps=1, ranking=ranking)))
+    gone = torch.cat([ranking.worth[name][mask == 0] for name, mask in kept.items()])
+    # Of a site where the last channel had to stay, that one may be worth less.
+    left = torch.cat([ranking.worth[name][mask == 1] for name, mask in kept.items()
+                      if mask.sum() > 1])
+    assert len(gone) > 5 and gone.max() <= left.min()
+
+
+def test_a_continued_removal_equals_a_whole_one(plan):
+    sites, cost, total, ranking = plan
+    settings = dict(budget=0.75, steps=4, ranking=ranking)
+    whole = list(prune(sites, cost, total, **settings))
+    rest = list(prune(sites, cost, total, **settings, done=whole[:2]))
+    assert rest == whole[2:]
+
+
+def test_a_budget_out_of_reach_names_the_lowest(plan):
+    sites, cost, total, ranking = plan
+    lowest = lowest_share(sites, cost, total)
+    with pytest.raises(UserError, match=f'0.1 is out of reach.*{lowest:.3f}') as told:
+        next(prune(sites, cost, total, budget=0.1, steps=1, ranking=ranking))
+    named = float(str(told.value).split('choose from ')[1].split()[0])
+    *_, last = prune(sites, cost, total, budget=named, steps=2, ranking=ranking)
+    assert last.macs / total <= named
+    with pytest.raises(UserError, match='out of reach'):
+        next(prune(sites, cost, total, budget=1.0, steps=1, ranking=ranking))
+
+
+def test_useless_losses_are_told(squares):
+    ffn = planted_ffn()
+    sites = find_sites(ffn)
+    everything = replay(sites, [])
+    with pytest.raises(UserError, match='not one batch'):
+        rank(sites, everything, squares(ffn))
+    with pytest.raises(UserError, match='batch 2 is nan'):
+        rank(sites, everything, squares(ffn, torch.ones(1, 6, 2, 2),
+                                        torch.full((1, 6, 2, 2), torch.nan)))
+    nn.init.zeros_(ffn.project.norm.weight)  # as it is in a fresh network
+    with pytest.raises(UserError, match='no channel changes the loss.*--checkpoint'):
+        rank(sites, everything, squares(ffn, torch.ones(1, 6, 2, 2)))

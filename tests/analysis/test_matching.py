@@ -1,0 +1,98 @@
+"""The search for a width ends where a made-up clock says that it should."""
+
+import pytest
+
+from evit_mm.analysis.matching import match_speed, rungs, variations
+
+BASE, UNITS = (128, 256, 384), (8, 8, 8)
+
+
+def cost(widths):
+    return sum(width ** 2 for width in widths)
+
+
+class Clock:
+    """Time is in proportion to cost, but for what a test adds; remembers what it measured."""
+
+    def __init__(self, wanted, *, time=cost):
+        self.wanted, self.time = wanted, time
+        self.quick, self.careful = [], []
+
+    def __call__(self, widths, *, careful):
+        (self.careful if careful else self.quick).append(widths)
+        return self.wanted / self.time(widths)
+
+
+def search(clock, *, ladder=None, **options):
+    return match_speed(ladder or rungs(BASE, UNITS), UNITS, clock, cost, cost(BASE), **options)
+
+
+def test_rungs_rise_in_small_steps():
+    ladder = rungs(BASE, UNITS, smallest=0.5, largest=2)
+    assert ladder[0] == (64, 128, 192) and ladder[-1] == (256, 512, 768)
+    assert BASE in ladder
+    for lower, upper in zip(ladder, ladder[1:], strict=False):
+        assert lower != upper
+        assert all(0 <= b - a <= 8 and b % 8 == 0 for a, b in zip(lower, upper, strict=True))
+    assert max(cost(upper) / cost(lower) for lower, upper in zip(ladder, ladder[1:], strict=False)
+               ) < 1.1
+    assert rungs((16,), (8,), smallest=0.1, largest=1) == [(8,), (16,)]  # never none at all
+
+
+def test_variations_change_each_width_apart():
+    found = variations((8, 16), (8, 8))
+    assert set(found) == {(8, 8), (8, 24), (16, 8), (16, 16), (16, 24)}
+
+
+@pytest.mark.parametrize('factor', [0.1, 0.5, 0.97, 1, 1.3, 4])
+def test_the_speed_is_met(factor):
+    """Models that cost less or more than the reference at the widths where the search begins."""
+    clock = Clock(cost(BASE) * factor)
+    match = search(clock)
+    assert match.found and abs(match.speed - 1) <= 0.02
+    assert match.speed == pytest.approx(clock.wanted / cost(match.widths))
+    assert match.tries == len(clock.quick) <= 8
+    assert clock.careful == [match.widths]
+
+
+def test_costs_may_mislead():
+    """Time of a fixed part and of one that multiply-adds do not show."""
+    match = search(Clock(cost(BASE), time=lambda widths: 0.3 * cost(BASE) + 500 * sum(widths)))
+    assert match.found and match.tries <= 12
+
+
+def test_single_widths_are_varied_between_two_rungs():
+    ladder = [(64, 128, 192), (128, 256, 384), (256, 512, 768)]
+    clock = Clock(cost(BASE) * 1.05)
+    match = search(clock, ladder=ladder)
+    assert match.found and match.widths not in ladder
+
+
+def test_a_quick_measurement_that_fits_by_accident_is_not_believed():
+    class Noisy(Clock):
+        def __call__(self, widths, *, careful):
+            super().__call__(widths, careful=careful)
+            return 1.0 if len(self.quick) == 1 and not careful else self.wanted / cost(widths)
+
+    clock = Noisy(cost(BASE) * 2)
+    match = search(clock)
+    assert clock.quick[0] == clock.careful[0] != match.widths
+    assert match.found and abs(match.speed - 1) <= 0.02
+
+
+@pytest.mark.parametrize('factor, end', [(1e-3, 0), (1e3, -1)])
+def test_what_cannot_be_met_is_said(factor, end):
+    ladder = rungs(BASE, UNITS)
+    match = search(Clock(cost(BASE) * factor))
+    assert not match.found and match.widths == ladder[end]
+    assert match.tries < 12
+
+
+def test_too_coarse_widths_are_said():
+    match = match_speed([(8,), (16,)], (8,), Clock(150), cost, 100)
+    assert not match.found and match.widths in [(8,), (16,)]
+    assert abs(match.speed - 1) == min(abs(150 / 64 - 1), abs(150 / 256 - 1))
+
+
+def test_tries_are_limited():
+    assert search(Clock(cost(BASE) * 0.3), tolerance=1e-9, max_tries=5).tries == 5

@@ -1,0 +1,152 @@
+"""Members at one speed are reported and written; no real clock decides what these tests see."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from evit_mm.analysis import proportion
+from evit_mm.analysis.matching import Match
+from evit_mm.analysis.proportion import analyze_proportion, train_a_step, write_arch
+from evit_mm.analysis.timing import Turns
+from evit_mm.cli.analyze import analyze_parser
+from evit_mm.errors import ConfigError, UserError
+from evit_mm.models import EfficientViT
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Everything takes what its multiply-adds say, and counts how often it was asked."""
+    asked = []
+
+    def take_turns(works, given, stopwatch, *, repeats, **_):
+        asked.append(repeats)
+        return {name: Turns({'step': [float(proportion.count_macs(work, None)['step'])] * repeats})
+                for name, work in works.items()}
+
+    monkeypatch.setattr(proportion, 'take_turns', take_turns)
+    return asked
+
+
+def run(tmp_path, *arguments):
+    return analyze_proportion(analyze_parser().parse_args(
+        ['proportion', *map(str, arguments), '--repeats', '2', '--batch', '2',
+         '--out', str(tmp_path)]))
+
+
+def test_our_family(tmp_path, clock, capsys):
+    found = run(tmp_path, '--family', 'm0', '--shares', 0.27, 0, 0.28, '--shape', 64, 64)
+    printed = capsys.readouterr().out
+    assert list(found) == ['0.00', '0.27']  # sorted; 0.28 is the same member as 0.27
+    assert 2 in clock and 6 in clock  # quick, and careful
+    content = json.loads((tmp_path / 'proportion.json').read_text())
+    assert content['items'] == found and content['settings']['reference'] == 'm0'
+    assert found['0.27']['widths'] == [64, 128, 192] and found['0.27']['speed'] == 1
+    for key, item in found.items():
+        assert item['within_tolerance'] and abs(item['speed'] - 1) <= 0.02
+        assert item['speed_quartiles'] == [item['speed']] * 2
+        # By this clock, half the multiply-adds are twice the speed.
+        assert item['speed'] == pytest.approx(found['0.27']['macs'] / item['macs'])
+        assert 0 < item['memory_bound'] < item['memory_bound_with_softmax_and_activation'] < 1
+        assert f'| {item["attention_layers"]} of {item["layers"]} ' in printed
+        arch = Config.fromfile(tmp_path / f'arch_share_{key}.py').arch
+        backbone = EfficientViT(arch)
+        assert list(backbone.arch.embed_dims) == item['widths']
+        assert sum(p.numel() for p in backbone.parameters()) == item['parameters']
+    assert (tmp_path / 'proportion.png').stat().st_size > 10_000
+    before = len(clock)
+    again = run(tmp_path, '--family', 'm0', '--shares', 0, '--shape', 64, 64)
+    assert again == {'0.00': found['0.00']}
+    assert len(clock) == before  # kept from before
+
+
+def test_deit_like_models(tmp_path, clock):
+    found = run(tmp_path, '--family', 'deit', '--shares', 0.5, 1, '--shape', 32, 32)
+    assert found['0.50']['widths'] == [192, 64, 768] and found['0.50']['layers'] == 24
+    assert found['1.00']['built_from']['layers'] == 'A' * 24
+    assert all(item['within_tolerance'] for item in found.values())
+    assert not list(tmp_path.glob('arch_share_*'))
+
+
+def test_the_real_clock_runs(tmp_path, capsys):
+    """Whatever it says: two percent are not to be had from a busy machine in two rounds."""
+    found = run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64, '--tolerance', 0.9)
+    assert found['0.27']['speed'] > 0 and found['0.27']['tries'] == 1
+
+
+def test_what_was_not_met_is_said(tmp_path, clock, monkeypatch, capsys):
+    def search(ladder, units, speed, *_, **__):
+        return Match(ladder[0], speed(ladder[0], careful=True), 7, False)
+
+    monkeypatch.setattr(proportion, 'match_speed', search)
+    found = run(tmp_path, '--family', 'm0', '--shares', 0.4, '--shape', 64, 64)
+    printed = capsys.readouterr().out
+    assert f'{found["0.40"]["speed"]:.3f} (!)' in printed
+    assert '(!) share 0.40: the best of 7 widths' in printed
+
+
+def test_an_interruption_keeps_what_was_found(tmp_path, clock, monkeypatch):
+    profiled = []
+
+    def interrupted(*arguments):
+        profiled.append(arguments)
+        if len(profiled) > 2:  # the second member
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = proportion.profile_step
+    monkeypatch.setattr(proportion, 'profile_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
+    assert list(json.loads((tmp_path / 'proportion.json').read_text())['items']) == ['0.00']
+
+
+FINDING = {'share': 0.25, 'attention_layers': 6, 'layers': 24, 'built_from': {
+    'embed_dims': [32, 64, 96], 'depths': [1, 1, 2], 'num_heads': [4, 4, 4],
+    'kernel_sizes': [3, 3, 3, 3]}}
+
+
+@pytest.mark.parametrize('config, channels', [
+    ('retinanet_evit_m4_coco', {'neck': [32, 64, 96]}),
+    ('upernet_evit_m0_ade20k', {'decode_head': [16, 32, 64, 96], 'auxiliary_head': 32}),
+])
+def test_configs_that_can_be_trained(repository, tmp_path, config, channels):
+    path = tmp_path / 'arch_share_0.25.py'
+    write_arch(path, FINDING, 'as fast as m4', str(repository / 'configs' / f'{config}.py'))
+    model = Config.fromfile(path).model
+    assert model.backbone.arch.embed_dims == [32, 64, 96] and model.backbone.init_cfg is None
+    assert {part: model[part].in_channels for part in channels} == channels
+    assert train_a_step(path, torch.randn(2, 3, 64, 64)) > 0
+    assert '25% attention layers (6 of 24), as fast as m4' in path.read_text()
+
+
+def test_other_configs_are_refused(tmp_path):
+    config = tmp_path / 'resnet.py'
+    config.write_text("model = dict(type='X', backbone=dict(type='ResNet'))")
+    with pytest.raises(ConfigError, match='has no EfficientViT as its backbone'):
+        write_arch(tmp_path / 'arch.py', FINDING, '', str(config))
+
+
+@pytest.mark.parametrize('match, arguments', [
+    ('--family m9 is unknown', ['--family', 'm9']),
+    ('between 0 and 1', ['--shares', 27]),
+    ('--tolerance must be between 0 and 1', ['--tolerance', 2]),
+    ('--shape must be positive', ['--shape', 0, 64]),
+    ('no model', ['--reference', 'm9']),
+    ('not ours', ['--family', 'deit', '--config', 'x.py']),
+    ('no such config', ['--config', 'absent.py']),
+])
+def test_mistakes_are_told_before_the_work(tmp_path, clock, match, arguments):
+    with pytest.raises(UserError, match=match):
+        run(tmp_path, '--shape', 64, 64, *arguments)
+    assert not clock
+
+
+def test_the_tool_ends_with_a_sentence(repository, tmp_path):
+    done = subprocess.run([sys.executable, repository / 'tools' / 'analyze.py', 'proportion',
+                           '--shares', '2'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == ('error: a share of attention layers is between 0 and 1, but got 2.0\n')

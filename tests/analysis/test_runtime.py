@@ -1,0 +1,230 @@
+"""Kinds of time add up to all of it, in every form and mode, and mistakes are sentences."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from evit_mm.analysis.operations import ADD, COMPUTE, COPY, KINDS, NORM, OTHER, SOFTMAX
+from evit_mm.analysis.runtime import (
+    Profile,
+    Step,
+    _switch_to_deploy,
+    analyze_runtime,
+    average,
+    build_step,
+    profile_step,
+    split_form,
+    summarise,
+)
+from evit_mm.cli.analyze import analyze_parser
+from evit_mm.errors import UserError
+
+CPU = torch.device('cpu')
+
+
+def event(name, own, parent=None, kernels=()):
+    """What a profile looks like, as far as `Profile` looks at it; times in microseconds."""
+    return SimpleNamespace(
+        name=name, self_cpu_time_total=own, cpu_parent=parent, device_type=DeviceType.CPU,
+        kernels=[SimpleNamespace(name=kernel, duration=time) for kernel, time in kernels])
+
+
+def kernel(name, time, *, annotation=False):
+    return SimpleNamespace(name=name, device_type=DeviceType.CUDA, self_cpu_time_total=0,
+                           is_user_annotation=annotation,
+                           time_range=SimpleNamespace(elapsed_us=lambda: time))
+
+
+def by_hand():
+    convolution = event('aten::conv2d', 1)
+    return [convolution, event('aten::mkldnn_convolution', 39, convolution),
+            event('aten::empty', 2, convolution), event('aten::copy_', 10),
+            event('aten::add_', 8), event('aten::native_batch_norm', 20), event('aten::relu', 15),
+            event('aten::max_pool2d', 5)]
+
+
+def test_a_profile_by_hand():
+    found = Profile.of(by_hand())
+    assert found.kinds == pytest.approx({COMPUTE: .042, COPY: .010, ADD: .008, NORM: .020,
+                                         SOFTMAX: .015, OTHER: .005})
+    assert found.total == pytest.approx(.1) and sum(found.shares.values()) == pytest.approx(1)
+    assert found.memory_bound() == pytest.approx(.38)
+    assert found.memory_bound(with_softmax=True) == pytest.approx(.53)
+    item = summarise(found)
+    assert item['largest_of_other'] == [{'operation': 'aten::max_pool2d', 'ms': .005}]
+    assert item['operations'][0] == {'operation': 'aten::mkldnn_convolution', 'kind': COMPUTE,
+                                     'ms': .039}
+
+
+def test_kernels_count_as_what_started_them():
+    softmax = event('aten::softmax', 100)
+    events = [softmax, event('aten::_softmax', 50, softmax, [('void softmax_warp<...>', 30)]),
+              event('aten::empty', 7), kernel('void softmax_warp<...>', 30),
+              kernel('triton_poi_fused_add_0', 20), kernel('## a range ##', 99, annotation=True)]
+    found = Profile.of(events, on_device=True)
+    assert found.total == pytest.approx(.05)
+    assert {kind: time for kind, time in found.kinds.items() if time} == pytest.approx(
+        {SOFTMAX: .03, ADD: .02})
+
+
+def test_the_middle_half_is_averaged():
+    times = [100, 1, 4, 2]  # of which 2 and 4 are the middle
+    found = average([Profile({(COPY, 'aten::copy_'): time}, time) for time in times])
+    assert found.total == 3 and found.kinds[COPY] == 3
+    assert average([Profile({(COPY, 'aten::copy_'): 5}, 5)]).total == 5
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('name', ['m0', 'timm://swin_tiny_patch4_window7_224',
+                                  'timm://deit_tiny_patch16_224', 'torchvision://resnet50'])
+def test_kinds_are_all_of_the_time(name, train):
+    """With the reference's own sum beside ours; next to nothing may be left to 'other'."""
+    step = build_step(name, torch.randn(2, 3, 64, 64), train=train)
+    step()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        step()
+    found = Profile.of(profiler.events())
+    total = profiler.key_averages().self_cpu_time_total / 1e3
+    assert sum(found.kinds.values()) == pytest.approx(total, rel=0.01)
+    assert found.total == pytest.approx(total, rel=0.01)
+    assert sum(found.shares.values()) == pytest.approx(1)
+    # Operations that no table knows have no share that could be seen.
+    pooling = sum(time for (kind, name), time in found.times.items()
+                  if kind == OTHER and 'pool' in name.lower())
+    assert (found.kinds[OTHER] - pooling) / total < 0.05
+    assert found.kinds[COMPUTE] > 0 and found.kinds[NORM] > 0 and found.kinds[COPY] > 0
+
+
+@pytest.mark.parametrize('config, size', [('retinanet_evit_m0_coco', 64),
+                                          ('upernet_evit_m0_ade20k', 64)])
+@pytest.mark.parametrize('train', [False, True])
+def test_whole_models(repository, config, size, train):
+    step = build_step(str(repository / 'configs' / f'{config}.py'), torch.randn(2, 3, size, size),
+                      train=train)
+    step()
+    found = profile_step(step, CPU)
+    assert found.kinds[COMPUTE] > 0
+    assert found.shares[OTHER] < 0.15  # mostly pooling and interpolation, at this size
+
+
+class Toy(nn.Module):
+    """Gives nested outputs, one of which can't be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+
+    def forward(self, images):
+        out = self.layer(images)
+        return {'maps': [out, (out * 2,)], 'count': 3, 'largest': out.argmax()}
+
+
+def test_a_training_step_reaches_every_output():
+    images, model = torch.randn(1, 3, 4, 4), Toy()
+    Step(model, images, train=True)()
+    found = model.layer.bias.grad.clone()
+    model.zero_grad()
+    out = model.layer(images)
+    (out.square().mean() + (2 * out).square().mean()).backward()
+    torch.testing.assert_close(found, model.layer.bias.grad)
+    Step(model, images, train=False)()
+    assert not model.training
+
+
+def test_forms():
+    assert split_form('m4') == ('m4', 'plain') and split_form('m4:deploy') == ('m4', 'deploy')
+    assert split_form('timm://deit') == ('timm://deit', 'plain')
+    assert split_form('timm://efficientvit_m4:plain') == ('timm://efficientvit_m4', 'plain')
+    with pytest.raises(UserError, match="'fused' is no form"):
+        split_form('m4:fused')
+
+
+class Switched(nn.Module):
+    """Has a deploy form, and parts that are switched by it alone."""
+
+    def __init__(self, part=None):
+        super().__init__()
+        self.part, self.switches = part, 0
+
+    def switch_to_deploy(self):
+        self.switches += 1
+
+
+def test_the_outermost_modules_are_switched_once():
+    inner, other = Switched(), Switched()
+    outer = Switched(inner)
+    assert _switch_to_deploy(nn.Sequential(outer, nn.Sequential(nn.ReLU(), other)))
+    assert (outer.switches, inner.switches, other.switches) == (1, 0, 1)
+    assert not _switch_to_deploy(nn.Sequential(nn.ReLU()))
+
+
+def test_the_deploy_form_has_no_normalisation():
+    found = profile_step(build_step('m0:deploy', torch.randn(1, 3, 64, 64)), CPU)
+    assert found.kinds[NORM] == 0 and found.kinds[COMPUTE] > 0
+
+
+def test_fused_attention_can_be_taken_apart():
+    images = torch.randn(1, 3, 64, 64)
+    shares = [profile_step(build_step('timm://deit_tiny_patch16_224', images,
+                                      fused_attention=fused), CPU).times
+              for fused in (True, False)]
+    softmax = [(SOFTMAX, 'aten::_softmax') in times for times in shares]
+    assert softmax == [False, True]
+    assert any('scaled_dot_product' in name for _, name in shares[0])
+
+
+def run(tmp_path, *arguments):
+    return analyze_runtime(analyze_parser().parse_args(
+        ['runtime', *map(str, arguments), '--repeats', '1', '--out', str(tmp_path)]))
+
+
+def test_models_side_by_side(tmp_path, capsys):
+    found = run(tmp_path, 'm0', 'timm://deit_tiny_patch16_224', '--shape', 64, 96)
+    printed = capsys.readouterr().out
+    assert list(found) == ['m0', 'timm://deit_tiny_patch16_224']
+    content = json.loads((tmp_path / 'runtime.json').read_text())
+    assert content['items'] == found and content['settings']['shape'] == [64, 96]
+    assert (tmp_path / 'runtime.png').stat().st_size > 10_000
+    for name, item in found.items():
+        assert sum(item['shares'].values()) == pytest.approx(1)
+        assert sum(item['kinds_ms'].values()) == pytest.approx(item['profiler_ms'], rel=0.01)
+        row = next(line for line in printed.splitlines() if line.startswith(f'| {name} '))
+        cells = [float(cell) for cell in row.split('|')[3:-1]]
+        assert sum(cells[:len(KINDS)]) == pytest.approx(100, abs=0.4)  # six roundings
+        assert cells[-2] == pytest.approx(100 * item['memory_bound'], abs=0.06)
+        assert f'other of {name}:' in printed
+
+
+def test_a_second_run_adds_what_is_missing(tmp_path, monkeypatch):
+    first = run(tmp_path, 'm0', '--shape', 64, 64)
+    monkeypatch.setattr('evit_mm.analysis.runtime.build_step', None)  # nothing to build
+    assert run(tmp_path, 'm0', '--shape', 64, 64) == first
+    with pytest.raises(UserError, match='mode: inference there, train here'):
+        run(tmp_path, 'm0', '--shape', 64, 64, '--mode', 'train')
+
+
+@pytest.mark.parametrize('match, arguments', [
+    ('no model', ['m9']),
+    ('is no form', ['m0', 'm4:fast']),
+    ('has no deploy form', ['torchvision://resnet50:deploy']),
+    ("deploy form can't be trained", ['m0:deploy', '--mode', 'train']),
+    ('--shape must be positive', ['m0', '--shape', 0, 64]),
+    ('--batch must be positive', ['m0', '--batch', 0]),
+    ('--device quantum', ['m0', '--device', 'quantum']),
+    ("takes no such argument", ['m0', '--options', 'size=3']),
+    ("can't run on", ['m0', '--mode', 'train', '--shape', 64, 64, '--batch', 1]),
+])
+def test_mistakes_are_told(tmp_path, match, arguments):
+    with pytest.raises(UserError, match=match):
+        run(tmp_path, *arguments)
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path):
+    with pytest.raises(UserError, match='no such config'):
+        run(tmp_path, 'm0', 'absent.py', '--shape', 64, 64)
+    assert list(json.loads((tmp_path / 'runtime.json').read_text())['items']) == ['m0']

@@ -1,0 +1,149 @@
+"""Training through folded convolutions gives the losses and gradients of the plain form."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from evit_mm.models import EfficientViT
+
+TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 2), num_heads=(2, 2, 4), key_dims=(4, 4, 4))
+
+
+def pair(**options):
+    """A plain and a folding backbone in training mode, with the same random weights."""
+    options = dict(arch=TINY, norm_eval=True, **options)
+    torch.manual_seed(0)
+    plain, folding = EfficientViT(fold_norm=False, **options), EfficientViT(**options)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    folding.load_state_dict(plain.state_dict())
+    return plain.train(), folding.train()
+
+
+def loss_and_gradients(model, images):
+    model.zero_grad()
+    loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum()
+               for x in model(images))
+    loss.backward()
+    return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same_training(plain, folding, images, tolerance):
+    expected, wanted = loss_and_gradients(plain, images)
+    loss, gradients = loss_and_gradients(folding, images)
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    for name, gradient in wanted.items():
+        if gradient is None:
+            assert gradients[name] is None, name
+        else:
+            difference = (gradients[name] - gradient).abs().max() / gradient.abs().max()
+            assert difference < tolerance, name
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 97, 131), (1, 3, 64, 64)], ids=str)
+@pytest.mark.parametrize('options', [
+    {}, dict(frozen_stages=1), dict(with_cp=True), dict(stem_strides=(4, 8))], ids=str)
+def test_gradients_stay(options, shape):
+    plain, folding = pair(**options)
+    images = torch.randn(shape, dtype=torch.double)
+    assert_same_training(plain.double(), folding.double(), images, 1e-9)
+
+
+def test_gradients_stay_in_single_precision():
+    plain, folding = pair()
+    assert_same_training(plain, folding, torch.randn(2, 3, 97, 131), 1e-4)
+
+
+def test_gradients_of_the_image_and_of_gradients():
+    plain, folding = pair()
+    images = torch.randn(1, 3, 40, 50, dtype=torch.double, requires_grad=True)
+    second = []
+    for model in (plain.double(), folding.double()):
+        loss = sum(x.square().sum() for x in model(images))
+        first, = torch.autograd.grad(loss, images, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), images)[0])
+    torch.testing.assert_close(second[1], second[0], rtol=1e-8, atol=1e-8)
+
+
+def test_random_depth_drops_whole_residuals():
+    plain, folding = pair(drop_path_rate=0.5)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.double)
+    results = []
+    for model in (plain.double(), folding.double()):
+        torch.manual_seed(3)
+        results.append(loss_and_gradients(model, images)[0])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def count_norms(model, images):
+    calls = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    model(images)
+    return len(calls)
+
+
+def test_when_it_folds():
+    images = torch.randn(2, 3, 64, 64)
+    plain, folding = pair()
+    number = sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    assert count_norms(plain, images) == number
+    assert count_norms(folding, images) == 0
+    learning = EfficientViT(TINY).train()
+    assert count_norms(learning, images) == number
+    with torch.no_grad():
+        assert count_norms(pair()[1].eval(), images) == number
+
+
+def saved_bytes(model, images):
+    """Bytes that the backward pass keeps, but for parameters and buffers."""
+    own = {tensor.untyped_storage().data_ptr()
+           for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor  # alive, so that no address is used twice
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_fewer_activations_are_kept():
+    plain, folding = (EfficientViT('m4', norm_eval=True, fold_norm=fold).train()
+                      for fold in (False, True))
+    images = torch.randn(1, 3, 256, 256)
+    assert saved_bytes(folding, images) < 0.65 * saved_bytes(plain, images)
+
+
+def test_one_window_of_one_image_trains_exactly():
+    """torch's BN takes such a gradient wrong on a CPU if it arrives as a transposed view."""
+    model, images = EfficientViT(TINY, norm_eval=True, fold_norm=False).double().train(), None
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    images = torch.randn(1, 3, 100, 100, dtype=torch.double)
+    layer = model.stages[0].blocks[0].attn.query_conv[0].norm.weight
+    _, gradients = loss_and_gradients(model, images)
+    analytic = gradients['stages.0.blocks.0.attn.query_conv.0.norm.weight']
+    numeric = torch.zeros_like(layer)
+    with torch.no_grad():
+        for i in range(len(layer)):
+            losses = []
+            for step in (1e-5, -1e-5):
+                layer[i] += step
+                losses.append(sum(
+                    (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum()
+                    for x in model(images)))
+                layer[i] -= step
+            numeric[i] = (losses[0] - losses[1]) / 2e-5
+    torch.testing.assert_close(analytic, numeric, rtol=1e-4, atol=1e-5)
