@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from ..errors import ConfigError, UserError
+from ..models.fuse import deploy
 from . import machine
 from .figures import HALF_PAGE, PALETTE, drawing
 from .operations import ADD, COMPUTE, COPY, KINDS, MEMORY_BOUND, NORM, OTHER, SOFTMAX, classify
@@ -215,23 +216,16 @@ def build_step(name: str, images: Tensor, *, train: bool = False, fused_attentio
     if form == 'deploy' and train:
         raise UserError(f'{name}: the deploy form can\'t be trained')
     model = _build(model_name, images.shape[-2:], options or {})
-    if form == 'deploy' and not _switch_to_deploy(model):
-        raise UserError(f'{name} has no deploy form')
+    if form == 'deploy':
+        if not any(hasattr(module, 'switch_to_deploy') for module in model.modules()):
+            raise UserError(f'{name} has no deploy form')
+        deploy(model)
     if not fused_attention:
         attention: Any  # timm's, which has this attribute
         for attention in model.modules():
             if hasattr(attention, 'fused_attn'):
                 attention.fused_attn = False
     return Step(model.to(images.device), images, train=train)
-
-
-def _switch_to_deploy(module: nn.Module) -> bool:
-    """Switch the outermost modules that can be; returns whether there are any."""
-    switch = getattr(module, 'switch_to_deploy', None)
-    if switch is not None:
-        switch()
-        return True
-    return any([_switch_to_deploy(child) for child in module.children()])
 
 
 def _build(name: str, size: Sequence[int], options: Mapping[str, Any]) -> nn.Module:

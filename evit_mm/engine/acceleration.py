@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import ConfigError, UserError
+from ..models.fuse import deploy
 
 __all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler',
            'requested']
@@ -157,8 +158,6 @@ class AccelerationHook(Hook):
         model, wanted = self._model, self._acceleration
         device = next(model.parameters()).device.type
         if wanted.deploy and testing:
-            from ..models.fuse import deploy
-
             deploy(model.eval())
         if wanted.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -177,7 +176,7 @@ class AccelerationHook(Hook):
 
 
 def _parts(model: nn.Module, *kinds: str) -> list[nn.Module]:
-    """The modules called like one of ``kinds``: ``head``, ``bbox_head``; or those in such a list."""
+    """The modules called like one of ``kinds``, such as head or bbox_head, in lists too."""
     found: dict[nn.Module, None] = {}  # a set that keeps the order
     for name, module in model.named_modules():
         # Not by the end of the name: a bottleneck is no neck.

@@ -192,6 +192,7 @@ class Block(nn.Module):
                  window_size: int, kernel_sizes: Sequence[int], *, num_ffns: int,
                  num_attentions: int, drop_path_rate: float, norm_cfg: dict) -> None:
         super().__init__()
+        self.deployed = False
         self.names: list[str] = []  # of the layers, in the order of the data
 
         def add_pairs(first: int) -> None:
@@ -219,12 +220,13 @@ class Block(nn.Module):
             if isinstance(layer, DepthwiseConvNorm) and not drops:
                 x = layer.add_to(x)
             else:
-                x = add_residual(self.drop_path(layer(x)), x)
+                x = add_residual(self.drop_path(layer(x)), x, in_place=self.deployed)
         return x
 
     def switch_to_deploy(self) -> None:
         """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
         deploy_layers(self)
+        self.deployed = True  # plain modules leave their outputs to forward hooks
         for name in self.names:
             layer = getattr(self, name)
             if isinstance(layer, DepthwiseConvNorm):
@@ -259,6 +261,7 @@ class Downsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, hidden_dims: tuple[int, int] | None, *,
                  norm_cfg: dict) -> None:
         super().__init__()
+        self.deployed = False
         self.has_ffns = hidden_dims is not None
         if hidden_dims:
             self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
@@ -273,13 +276,14 @@ class Downsample(nn.Module):
         if not self.has_ffns:
             return self.merging(x)
         x = self.dw_conv1.add_to(x)
-        x = self.merging(add_residual(self.ffn1(x), x))
+        x = self.merging(add_residual(self.ffn1(x), x, in_place=self.deployed))
         x = self.dw_conv2.add_to(x)
-        return add_residual(self.ffn2(x), x)
+        return add_residual(self.ffn2(x), x, in_place=self.deployed)
 
     def switch_to_deploy(self) -> None:
         """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
         deploy_layers(self)
+        self.deployed = True
         if self.has_ffns:
             self.dw_conv1.fold_identity()
             self.dw_conv2.fold_identity()

@@ -2,6 +2,7 @@
 
 import torch
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -9,6 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ConfigError
 
 __all__ = ['deploy', 'deploy_layers']
+
+_FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
+"""Convolutions whose output is linear in their weight; others derive what they compute from it."""
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -55,7 +59,7 @@ def _fold_norm(module: ConvModule) -> None:
     norm = module.norm if module.with_norm else None
     transposed = isinstance(module.conv, nn.ConvTranspose2d)
     if (not isinstance(norm, _BatchNorm) or norm.running_mean is None or not norm.affine
-            or type(module.conv) not in (nn.Conv2d, nn.ConvTranspose2d)
+            or type(module.conv) not in _FOLDABLE
             or (transposed and module.conv.groups != 1)
             or module.order.index('norm') != module.order.index('conv') + 1):
         return

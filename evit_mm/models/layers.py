@@ -190,9 +190,9 @@ def _in_double(compute: Callable[[], tuple[Tensor, Tensor | None]],
         return weight.to(dtype), bias.to(dtype)
 
 
-def add_residual(branch: Tensor, x: Tensor) -> Tensor:
-    """Compute ``x + branch``, into the branch's memory where no gradient could need it."""
-    return x + branch if torch.is_grad_enabled() else branch.add_(x)
+def add_residual(branch: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
+    """Compute ``x + branch``, into the branch's memory if asked and no gradient could need it."""
+    return branch.add_(x) if in_place and not torch.is_grad_enabled() else x + branch
 
 
 class FeedForward(nn.Module):
@@ -213,6 +213,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
+        self.deployed = False
         self.reduce = nn.Conv2d(channels, hidden_channels, 1)
         self.expand = nn.Conv2d(hidden_channels, channels, 1)
 
@@ -220,4 +221,8 @@ class SqueezeExcite(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         gate = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
         gate = self.expand(gate).sigmoid()
-        return x * gate if torch.is_grad_enabled() else x.mul_(gate)
+        return x.mul_(gate) if self.deployed and not torch.is_grad_enabled() else x * gate
+
+    def switch_to_deploy(self) -> None:
+        """Compute into the input's memory from now on."""
+        self.deployed = True

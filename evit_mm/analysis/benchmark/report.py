@@ -28,7 +28,8 @@ def reference_of(row: Row, rows: Sequence[Row], wanted: str | None = None) -> Ro
 
     Returns:
         Row: The wanted one; unless given, timm's port of the same variant (of any, for a model
-        that is no variant) in eager float32, else the first row. None where that one failed.
+        that is no variant) in eager float32, else the first row, of those that did not fail. None
+        where there is none, or the wanted one failed.
 
     Raises:
         UserError: If there is no row of the wanted name.
@@ -40,10 +41,11 @@ def reference_of(row: Row, rows: Sequence[Row], wanted: str | None = None) -> Ro
                             f'{", ".join(map(str, rows))}')
         found = named[0]
     else:
-        timms = [other for other in rows if other.form == Form()
+        done = [other for other in rows if other.failure is None]
+        timms = [other for other in done if other.form == Form()
                  and other.model.startswith(_TIMM_PREFIX)]
         same = [other for other in timms if other.arch == row.arch]
-        found = (same or timms or list(rows))[0]
+        found = (same or timms or done or list(rows))[0]
     return found if found.failure is None else None
 
 
@@ -150,7 +152,9 @@ def write_json(path: Path, settings: Mapping[str, Any], tables: Sequence[
 def _row(row: Row, rows: Sequence[Row], wanted: str | None) -> dict[str, Any]:
     reference = reference_of(row, rows, wanted)
     done = row.failure is None
-    return {'name': str(row), 'model': row.model, **vars(row.form), 'shape': list(row.shape),
+    form = row.form
+    return {'name': str(row), 'model': row.model, 'form': form.name, 'dtype': form.dtype,
+            'layout': form.layout, 'graph': form.graph, 'shape': list(row.shape),
             'failure': row.failure,
             'ms': row.turns.milliseconds if done else None,
             'quartiles': quartiles(row.turns.totals) if done else None,

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import UserError
 from ...models.attention import CascadedGroupAttention
-from ...models.layers import FeedForward
+from ...models.layers import ConvNorm, FeedForward
 from ..cost import count_macs
 
 __all__ = ['KINDS', 'Site', 'find_sites', 'gated', 'macs_per_channel', 'total_macs']
@@ -217,8 +217,21 @@ def _multiplying(module: nn.Module, at_input: bool, members: Sequence[tuple[Site
             x.register_hook(lambda gradient: gradient.contiguous())
         return x * (factors[:, None, None] if dim == 1 else factors)
 
-    with _tensor_hook(module, at_input, multiplied):
+    with _tensor_hook(module, at_input, multiplied), _called_by_itself(module):
         yield
+
+
+@contextmanager
+def _called_by_itself(module: nn.Module) -> Iterator[None]:
+    """Have our attention call its convolutions, where it would fold them and go around hooks."""
+    if not isinstance(module, ConvNorm):
+        yield
+        return
+    folds, module.fold_norm = module.fold_norm, False
+    try:
+        yield
+    finally:
+        module.fold_norm = folds
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""Deploy form, memory layout, compilation and bfloat16 in whole runs and on small models."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from torch import nn
+from torch._inductor import config as inductor
+
+from evit_mm.cli import test_parser, train_parser
+from evit_mm.engine import acceleration, test, train
+from evit_mm.engine.acceleration import (
+    RECOMMENDED,
+    Acceleration,
+    AccelerationHook,
+    check_compiler,
+    requested,
+)
+from evit_mm.errors import UserError
+
+test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
+
+
+class Detector(nn.Module):
+    """Named like a detector's parts; a head in a list, and a bottleneck that is no neck."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
+        self.bottleneck = nn.Conv2d(8, 8, 1)
+        self.bbox_head = nn.ModuleList([nn.Conv2d(8, 4, 1)])
+        self.seen = {}
+
+    def forward(self, image):
+        features = self.backbone(image)
+        self.seen['backbone'] = features
+        features = self.bottleneck(features)
+        return self.bbox_head[0](features)
+
+
+def apply(model, event='before_test', **wanted):
+    hook = AccelerationHook(model, Acceleration(**wanted))
+    getattr(hook, event)(None)
+    return hook
+
+
+def test_names_weights_and_outputs_stay_in_channels_last():
+    model = Detector().eval()
+    image = torch.randn(2, 3, 9, 7)
+    expected, keys = model(image), list(model.state_dict())
+    hook = apply(model, channels_last=True)
+    hook.before_test(None)  # a second time changes nothing
+    assert len(model.backbone._forward_pre_hooks) == 1
+    torch.testing.assert_close(model(image), expected)
+    assert model.seen['backbone'].is_contiguous(memory_format=torch.channels_last)
+    assert list(model.state_dict()) == keys
+
+
+def test_bfloat16_computes_in_it_and_returns_float32():
+    model = Detector().eval()
+    image = torch.randn(2, 3, 9, 7)
+    expected = model(image)
+    computed = []
+    # The second is named as no part of a detector.
+    for layer in (model.backbone[1], model.bottleneck):
+        layer.register_forward_hook(lambda *called: computed.append(called[-1].dtype))
+    apply(model, bf16=True)
+    found = model(image)
+    assert computed == [torch.bfloat16, torch.float32]
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+
+
+def test_gradients_pass_bfloat16():
+    model = Detector()
+    other = copy.deepcopy(model)
+    image = torch.randn(2, 3, 9, 7)
+    model(image).square().mean().backward()
+    apply(other, 'before_train', bf16=True)
+    other(image).square().mean().backward()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert b.grad.dtype == torch.float32
+        assert (a.grad - b.grad).norm() < 0.05 * a.grad.norm()
+
+
+def test_training_never_deploys(monkeypatch):
+    folded = []
+    monkeypatch.setattr(acceleration, 'deploy', folded.append)
+    apply(Detector(), 'before_train', deploy=True)
+    assert not folded
+    model = Detector()
+    apply(model, deploy=True)
+    assert folded == [model] and not model.training
+
+
+def test_averages_are_not_swapped_into_folded_weights():
+    hook = AccelerationHook(Detector(), Acceleration(deploy=True))
+    runner = SimpleNamespace(_hooks=[hook, EMAHook()])
+    runner.hooks = runner._hooks
+    hook.before_run(runner)
+    assert runner._hooks == [hook]
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_fast_adds_to_what_is_named(monkeypatch, device):
+    monkeypatch.setattr(acceleration, 'get_device', lambda: device)
+    monkeypatch.setattr(acceleration, 'check_compiler', lambda _: None)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
+    options = test_parser().parse_args(['config', 'checkpoint', '--fast', '--bf16'])
+    best = RECOMMENDED[device]
+    assert best.deploy and not best.bf16
+    assert requested(options) == Acceleration(best.deploy, best.channels_last, best.compile, True)
+    assert not requested(train_parser().parse_args(['config']))
+
+
+def test_says_what_compilation_needs():
+    # Not monkeypatch, which would take the setting away afterwards.
+    with inductor.patch({'cpp.cxx': ('no-such-compiler',)}), \
+            pytest.raises(UserError, match=r'^--compile needs a C\+\+ compiler .* install g\+\+'):
+        check_compiler('cpu')
+
+
+def test_two_ways_of_mixed_precision(mistake, config_file, shapes):
+    assert 'name one' in mistake(train_parser, train, config_file, '--data-root', shapes, '--amp',
+                                 '--bf16')
+
+
+@pytest.mark.slow
+def test_compiles_once_for_many_sizes(monkeypatch):
+    try:
+        check_compiler('cpu')
+    except UserError as error:
+        pytest.skip(str(error))
+    said = []
+    monkeypatch.setattr(acceleration, 'print_log', lambda text, **_: said.append(text))
+    torch.compiler.reset()
+    model = Detector().eval()
+    images = [torch.randn(1, 3, height, width) for height, width in ((9, 7), (8, 12), (20, 21))]
+    with torch.no_grad():
+        expected = [model(image) for image in images]
+        hook = apply(model, compile=True)
+        for image, output in zip(images, expected, strict=True):
+            torch.testing.assert_close(model(image), output)
+    hook.after_run(None)
+    assert said == ['torch.compile: 1 graphs compiled']
