@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UserError
 from ..models.fuse import deploy
 
-__all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler',
+__all__ = ['Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler', 'recommended',
            'requested']
 
 
@@ -41,11 +41,16 @@ class Acceleration:
         return self.deploy or self.channels_last or self.compile or self.bf16
 
 
-RECOMMENDED = {
-    'cpu': Acceleration(deploy=True, channels_last=True),
-    'cuda': Acceleration(deploy=True, channels_last=True),
-}
-"""What ``--fast`` stands for, by the type of the device; the choice is by measurement."""
+def recommended(device: str) -> Acceleration:
+    """What ``--fast`` stands for on a type of device; see docs/performance.md for the figures."""
+    return Acceleration(deploy=True, channels_last=True,
+                        bf16=device == 'cpu' and _computes_in_bfloat16())
+
+
+def _computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; elsewhere it is emulated, and slow."""
+    checks = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def requested(options: Namespace) -> Acceleration:
@@ -55,7 +60,7 @@ def requested(options: Namespace) -> Acceleration:
         UserError: If this machine can't do it.
     """
     fast = getattr(options, 'fast', False)
-    base = RECOMMENDED.get(get_device(), RECOMMENDED['cpu']) if fast else Acceleration()
+    base = recommended(get_device()) if fast else Acceleration()
     acceleration = Acceleration(
         deploy=base.deploy or getattr(options, 'deploy', False),
         channels_last=base.channels_last or options.channels_last,
@@ -146,7 +151,7 @@ class AccelerationHook(Hook):
         self._apply(testing=True)
 
     def after_run(self, runner: Any) -> None:
-        """Say how often torch.compile was at work; images of many sizes must not make that many."""
+        """Say how often torch.compile was at work."""
         if self._acceleration.compile:
             print_log(f'torch.compile: {_graphs() - self._graphs_before} graphs compiled',
                       logger='current', level=logging.INFO)
@@ -168,8 +173,10 @@ class AccelerationHook(Hook):
             # Freezing lays out the weights for the compiled code once instead of at every image.
             freezing = testing and device == 'cpu'
             for part in _parts(model, 'backbone', 'neck'):
+                # A graph a size, up to dynamo's limit of them; further sizes run as they were.
+                # One graph for all sizes took minutes to make, as windows cut them everywhere.
                 _replace_forward(part, torch.compile(
-                    part.forward, dynamic=True, options={'freezing': freezing}))
+                    part.forward, dynamic=False, options={'freezing': freezing}))
         if wanted.bf16:
             for part in _parts(model, 'backbone', 'neck', 'head'):
                 _replace_forward(part, _in_bfloat16(part.forward, device))

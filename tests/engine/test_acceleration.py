@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch._inductor import config as inductor
 
 from evit_mm.cli import test_parser, train_parser
 from evit_mm.engine import acceleration, test, train
 from evit_mm.engine.acceleration import (
-    RECOMMENDED,
     Acceleration,
     AccelerationHook,
     check_compiler,
+    recommended,
     requested,
 )
 from evit_mm.errors import UserError
@@ -109,7 +110,8 @@ def test_fast_adds_to_what_is_named(monkeypatch, device):
     monkeypatch.setattr(acceleration, 'check_compiler', lambda _: None)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
     options = test_parser().parse_args(['config', 'checkpoint', '--fast', '--bf16'])
-    best = RECOMMENDED[device]
+    monkeypatch.setattr(acceleration, '_computes_in_bfloat16', lambda: False)
+    best = recommended(device)
     assert best.deploy and not best.bf16
     assert requested(options) == Acceleration(best.deploy, best.channels_last, best.compile, True)
     assert not requested(train_parser().parse_args(['config']))
@@ -122,13 +124,40 @@ def test_says_what_compilation_needs():
         check_compiler('cpu')
 
 
+def test_fast_uses_bfloat16_where_the_cpu_has_it(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(acceleration, '_computes_in_bfloat16', lambda has=has: has)
+        assert recommended('cpu').bf16 == has and not recommended('cuda').bf16
+
+
+def test_a_whole_detector(config):
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    image = torch.randn(1, 3, 128, 160)
+    with torch.inference_mode():
+        expected = [level for kind in model(image) for level in kind]
+        apply(model, deploy=True, channels_last=True)
+        found = [level for kind in model(image) for level in kind]
+        for level, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(level, wanted, rtol=1e-4, atol=1e-5)
+        apply(model, bf16=True)
+        for kind in model(image):
+            assert all(level.dtype == torch.float32 for level in kind)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
 def test_two_ways_of_mixed_precision(mistake, config_file, shapes):
     assert 'name one' in mistake(train_parser, train, config_file, '--data-root', shapes, '--amp',
                                  '--bf16')
 
 
 @pytest.mark.slow
-def test_compiles_once_for_many_sizes(monkeypatch):
+def test_compiles_a_graph_for_each_size(monkeypatch):
     try:
         check_compiler('cpu')
     except UserError as error:
@@ -144,4 +173,5 @@ def test_compiles_once_for_many_sizes(monkeypatch):
         for image, output in zip(images, expected, strict=True):
             torch.testing.assert_close(model(image), output)
     hook.after_run(None)
-    assert said == ['torch.compile: 1 graphs compiled']
+    assert said == ['torch.compile: 3 graphs compiled']
+
