@@ -36,7 +36,7 @@ demo-seg: install
 
 # Two processes, whose idle threads give their core away instead of spinning on it.
 test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

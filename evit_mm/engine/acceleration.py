@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, UserError
 from ..models.fuse import deploy
 
-__all__ = ['Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler', 'recommended',
+__all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler',
            'requested']
 
 
@@ -41,16 +41,9 @@ class Acceleration:
         return self.deploy or self.channels_last or self.compile or self.bf16
 
 
-def recommended(device: str) -> Acceleration:
-    """What ``--fast`` stands for on a type of device; see docs/performance.md for the figures."""
-    return Acceleration(deploy=True, channels_last=True,
-                        bf16=device == 'cpu' and _computes_in_bfloat16())
-
-
-def _computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; elsewhere it is emulated, and slow."""
-    checks = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+RECOMMENDED = Acceleration(deploy=True, channels_last=True)
+"""What ``--fast`` stands for: what leaves every figure as it is. bfloat16 moves an AP by tenths of
+a point, and compiling pays only where images have few sizes; docs/performance.md has the figures."""
 
 
 def requested(options: Namespace) -> Acceleration:
@@ -60,7 +53,7 @@ def requested(options: Namespace) -> Acceleration:
         UserError: If this machine can't do it.
     """
     fast = getattr(options, 'fast', False)
-    base = recommended(get_device()) if fast else Acceleration()
+    base = RECOMMENDED if fast else Acceleration()
     acceleration = Acceleration(
         deploy=base.deploy or getattr(options, 'deploy', False),
         channels_last=base.channels_last or options.channels_last,

@@ -13,10 +13,10 @@ from torch._inductor import config as inductor
 from evit_mm.cli import test_parser, train_parser
 from evit_mm.engine import acceleration, test, train
 from evit_mm.engine.acceleration import (
+    RECOMMENDED,
     Acceleration,
     AccelerationHook,
     check_compiler,
-    recommended,
     requested,
 )
 from evit_mm.errors import UserError
@@ -110,8 +110,7 @@ def test_fast_adds_to_what_is_named(monkeypatch, device):
     monkeypatch.setattr(acceleration, 'check_compiler', lambda _: None)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
     options = test_parser().parse_args(['config', 'checkpoint', '--fast', '--bf16'])
-    monkeypatch.setattr(acceleration, '_computes_in_bfloat16', lambda: False)
-    best = recommended(device)
+    best = RECOMMENDED
     assert best.deploy and not best.bf16
     assert requested(options) == Acceleration(best.deploy, best.channels_last, best.compile, True)
     assert not requested(train_parser().parse_args(['config']))
@@ -122,12 +121,6 @@ def test_says_what_compilation_needs():
     with inductor.patch({'cpp.cxx': ('no-such-compiler',)}), \
             pytest.raises(UserError, match=r'^--compile needs a C\+\+ compiler .* install g\+\+'):
         check_compiler('cpu')
-
-
-def test_fast_uses_bfloat16_where_the_cpu_has_it(monkeypatch):
-    for has in (True, False):
-        monkeypatch.setattr(acceleration, '_computes_in_bfloat16', lambda has=has: has)
-        assert recommended('cpu').bf16 == has and not recommended('cuda').bf16
 
 
 def test_a_whole_detector(config):
