@@ -42,8 +42,8 @@ class Acceleration:
 
 
 RECOMMENDED = Acceleration(deploy=True, channels_last=True)
-"""What ``--fast`` stands for: what leaves every figure as it is. bfloat16 moves an AP by tenths of
-a point, and compiling pays only where images have few sizes; docs/performance.md has the figures."""
+"""What ``--fast`` stands for: what leaves every figure as it is. bfloat16 moves an AP by tenths
+of a point, and compiling pays only where images have few sizes; see docs/performance.md."""
 
 
 def requested(options: Namespace) -> Acceleration:
