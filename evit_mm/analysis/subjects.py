@@ -154,8 +154,8 @@ def _built(name: str, pretrained: bool, build: Callable[[], nn.Module]) -> nn.Mo
         return build().eval()
     except Exception as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
-            raise UserError(f'the weights of {name} can\'t be had: {_one_line(error)}; without '
-                            'network, give it weights of a file, or random ones') from error
+            raise UserError(f'the weights of {name} can\'t be had: {_one_line(error)}; check '
+                            'the network, or go without pretrained weights') from error
         raise ConfigError(f'{name} can\'t be built: {_one_line(error)}') from error
 
 

@@ -27,6 +27,12 @@ def test_heaviest_dense_convolutions(context):
     assert found[3].image == (2, 3, 16, 12) and found[3].stride == (2, 2)
 
 
+@pytest.mark.parametrize('layer', [nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 4, 2),
+                                   nn.Conv2d(8, 8, 3, dilation=2)])
+def test_other_convolutions_set_no_floor(layer):
+    assert heaviest_convolutions({'all': layer}, torch.zeros(1, 8, 9, 9)) == []
+
+
 def test_equal_convolutions_count_once():
     network = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3)))
     assert len(heaviest_convolutions({'all': network}, torch.zeros(1, 4, 5, 5))) == 1

@@ -68,8 +68,11 @@ def test_training_steps(network, image):
                 if isinstance(module, ConvNorm)} == {folds}
         norms = [module for module in case.model.modules() if isinstance(module, _BatchNorm)]
         before = [norm.running_mean.clone() for norm in norms]
+        weight, steps = case.model['neck'].fpn.fpn_convs[0].conv.weight, []
         for _ in range(2):  # a second step does not add to the gradients of the first
             losses.append(run(case.work, case.given))
+            steps.append(weight.grad.clone())
+        torch.testing.assert_close(*steps)
         gradients.append({name: tensor.grad for name, tensor in case.model.named_parameters()})
         assert all(torch.equal(norm.running_mean, mean)
                    for norm, mean in zip(norms, before, strict=True))
