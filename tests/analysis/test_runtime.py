@@ -13,7 +13,6 @@ from evit_mm.analysis.operations import ADD, COMPUTE, COPY, KINDS, NORM, OTHER, 
 from evit_mm.analysis.runtime import (
     Profile,
     Step,
-    _switch_to_deploy,
     analyze_runtime,
     average,
     build_step,
@@ -142,25 +141,6 @@ def test_forms():
     assert split_form('timm://efficientvit_m4:plain') == ('timm://efficientvit_m4', 'plain')
     with pytest.raises(UserError, match="'fused' is no form"):
         split_form('m4:fused')
-
-
-class Switched(nn.Module):
-    """Has a deploy form, and parts that are switched by it alone."""
-
-    def __init__(self, part=None):
-        super().__init__()
-        self.part, self.switches = part, 0
-
-    def switch_to_deploy(self):
-        self.switches += 1
-
-
-def test_the_outermost_modules_are_switched_once():
-    inner, other = Switched(), Switched()
-    outer = Switched(inner)
-    assert _switch_to_deploy(nn.Sequential(outer, nn.Sequential(nn.ReLU(), other)))
-    assert (outer.switches, inner.switches, other.switches) == (1, 0, 1)
-    assert not _switch_to_deploy(nn.Sequential(nn.ReLU()))
 
 
 def test_the_deploy_form_has_no_normalisation():

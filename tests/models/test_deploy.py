@@ -162,3 +162,19 @@ def test_necks_and_heads_fold():
     assert left == ['backward.bn']  # it stands before its convolution, not behind
     assert relative(run(), expected) < 1e-5
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in run())
+
+
+def test_a_module_that_can_switch_is_left_to_itself():
+    class Switched(nn.Module):
+        def __init__(self, *parts):
+            super().__init__()
+            self.parts, self.switches = nn.ModuleList(parts), 0
+
+        def switch_to_deploy(self):
+            self.switches += 1
+
+    inner, other = Switched(), Switched()
+    outer = Switched(inner, ConvModule(3, 4, 1, norm_cfg=dict(type='BN')))
+    deploy(nn.Sequential(outer, nn.Sequential(nn.ReLU(), other)).eval())
+    assert (outer.switches, inner.switches, other.switches) == (1, 0, 1)
+    assert isinstance(outer.parts[1].bn, nn.BatchNorm2d)
