@@ -30,6 +30,11 @@ SMALL = ['train_dataloader.dataset.pipeline.2.scale=(128,128)',
          'test_dataloader.dataset.pipeline.1.scale=(128,128)']
 
 
+def precisions(output):
+    """What COCO's evaluation prints: precisions and recalls."""
+    return [float(value) for value in re.findall(r'^ Average .* = (-?[\d.]+)$', output, re.M)]
+
+
 def test_trains_resumes_and_tests_from_anywhere(tool, scalars, config_file, shapes, tmp_path):
     """The life of a run: train, stop, resume, test, look."""
     flags = ['--data-root', shapes, '--work-dir', 'run', '--seed', 3]
@@ -58,6 +63,11 @@ def test_trains_resumes_and_tests_from_anywhere(tool, scalars, config_file, shap
     assert len(list((tmp_path / 'pictures').glob('*.jpg'))) == 4
     with (tmp_path / 'found.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 4
+    fast = tool('test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes, '--work-dir',
+                'fast', '--fast', '--cfg-options', *TRAINING, *RETINANET, cwd=tmp_path)
+    assert fast.returncode == 0, fast.stderr
+    assert precisions(fast.stdout) == pytest.approx(precisions(tested.stdout), abs=1e-3)
+    assert len(precisions(fast.stdout)) == 12
 
     augmented = tool('test.py', config_file, run / 'epoch_2.pth', '--data-root', shapes,
                      '--tta', '--cfg-options', *TRAINING, *RETINANET,
@@ -93,19 +103,20 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(tool, scalars, config_fi
 def test_real_images(detector, arch, tool, scalars, repository, coco_mini, tmp_path):
     config = repository / 'configs' / f'{detector}_evit_{arch}_coco.py'
     flags = ['--data-root', coco_mini, '--work-dir', tmp_path / 'run']
+    # Validated once, by the test.
     options = [*TRAINING, *SMALL, *(RETINANET if detector == 'retinanet' else MASK_RCNN),
-               'train_dataloader.dataset.indices=4']
-    trained = tool('train.py', config, *flags, '--from-scratch', '--cfg-options',
-                   *options, cwd=tmp_path)
+               'train_dataloader.dataset.indices=4', 'train_cfg.val_interval=10']
+    trained = tool('train.py', config, *flags, '--from-scratch', '--channels-last',
+                   '--cfg-options', *options, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     losses = [entry['loss'] for entry in scalars(tmp_path / 'run')]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
     more = [option.replace('max_epochs=1', 'max_epochs=2') for option in options]
-    resumed = tool('train.py', config, *flags, '--resume', '--cfg-options', *more,
+    resumed = tool('train.py', config, *flags, '--resume', '--bf16', '--cfg-options', *more,
                    cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert 'resumed epoch: 1' in resumed.stdout
-    tested = tool('test.py', config, tmp_path / 'run' / 'epoch_2.pth', *flags,
+    tested = tool('test.py', config, tmp_path / 'run' / 'epoch_2.pth', *flags, '--fast', '--bf16',
                   '--cfg-options', *options, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     assert 'bbox_mAP' in tested.stdout
