@@ -112,7 +112,7 @@ class CascadedGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
-        if all(layer.folds for layer in (*self.qkv, *self.query_conv)):
+        if self._folds:
             return self._forward_as_matmuls(x)
         height, width = x.shape[2:]
         windows = partition_windows(x, self.window_size)
@@ -135,7 +135,17 @@ class CascadedGroupAttention(nn.Module):
         out = self.proj(torch.relu(torch.cat(outputs, dim=1)))
         return reverse_windows(out, height, width)
 
-    def _forward_as_matmuls(self, x: Tensor) -> Tensor:
+    def add_to(self, x: Tensor) -> Tensor:
+        """Compute ``x + self(x)``; the deployed form does without a step of its own for it."""
+        if not (self.deployed and self._folds):
+            return x + self(x)
+        return self._forward_as_matmuls(x, add=x)
+
+    @property
+    def _folds(self) -> bool:
+        return all(layer.folds for layer in (*self.qkv, *self.query_conv))
+
+    def _forward_as_matmuls(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
         """The same with channels last and BN folded: few copies, and no map in another layout.
 
         Tokens of all windows are the rows of one matrix, in which a head's channels are columns.
@@ -175,7 +185,7 @@ class CascadedGroupAttention(nn.Module):
         merged = torch.cat(parts, dim=-1).view(batch, rows * size, columns * size, channels)
         merged = torch.relu(merged[:, :height, :width]) if pad_bottom or pad_right \
             else torch.relu_(merged)
-        return self.proj(merged.permute(0, 3, 1, 2))
+        return self.proj(merged.permute(0, 3, 1, 2), add=add)
 
     def _convolve_query(self, head: int, query: Tensor) -> Tensor:
         """Map a head's (windows, S, S, key_dim) to the same shape, scaled for the softmax."""

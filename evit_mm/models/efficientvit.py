@@ -34,7 +34,6 @@ from .layers import (
     DepthwiseConvNorm,
     FeedForward,
     SqueezeExcite,
-    add_residual,
 )
 
 __all__ = ['ARCHS', 'Arch', 'EfficientViT', 'describe_weights', 'variant_of']
@@ -173,9 +172,7 @@ class Stem(nn.ModuleList):
         features: list[Tensor] = []
         x = image
         for layer in self:
-            x = layer(x)
-            if len(features) < len(STEM_STRIDES) - 1:
-                x = torch.relu_(x)
+            x = layer(x, relu=len(features) < len(STEM_STRIDES) - 1)
             features.append(x)
         return features
 
@@ -217,10 +214,7 @@ class Block(nn.Module):
         drops = isinstance(self.drop_path, DropPath) and self.training
         for name in self.names:
             layer = getattr(self, name)
-            if isinstance(layer, DepthwiseConvNorm) and not drops:
-                x = layer.add_to(x)
-            else:
-                x = add_residual(self.drop_path(layer(x)), x, in_place=self.deployed)
+            x = x + self.drop_path(layer(x)) if drops else layer.add_to(x)
         return x
 
     def switch_to_deploy(self) -> None:
@@ -246,7 +240,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
-        x = torch.relu_(self.depthwise(torch.relu_(self.expand(x))))
+        x = self.depthwise(self.expand(x, relu=True), relu=True)
         return self.project(self.squeeze_excite(x))
 
 
@@ -276,9 +270,9 @@ class Downsample(nn.Module):
         if not self.has_ffns:
             return self.merging(x)
         x = self.dw_conv1.add_to(x)
-        x = self.merging(add_residual(self.ffn1(x), x, in_place=self.deployed))
+        x = self.merging(self.ffn1.add_to(x))
         x = self.dw_conv2.add_to(x)
-        return add_residual(self.ffn2(x), x, in_place=self.deployed)
+        return self.ffn2.add_to(x)
 
     def switch_to_deploy(self) -> None:
         """Fold all layers, and the identity beside each depthwise convolution into its kernel."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
+from . import onednn
 
 __all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite', 'add_residual']
 
@@ -46,28 +47,43 @@ class ConvNorm(nn.Module):
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
         if zero_init and getattr(self.norm, 'weight', None) is not None:
             nn.init.zeros_(self.norm.weight)
+        self._packed = onednn.PackedWeight()
+
+    @property
+    def deployed(self) -> bool:
+        """Whether BN is part of the convolution for good."""
+        return isinstance(self.norm, nn.Identity)
 
     @property
     def folds(self) -> bool:
         """Whether the next call computes with `folded`'s weights instead of BN."""
-        if isinstance(self.norm, nn.Identity):
+        if self.deployed:
             return True
         # Inference keeps the published order of operations; its fast form is the deployed one.
         return self.fold_norm and torch.is_grad_enabled() and self._is_fixed()
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """The weight and bias that do what convolution and BN do, with their gradients."""
-        if isinstance(self.norm, nn.Identity):
+        if self.deployed:
             return self.conv.weight, self.conv.bias
         scale, shift = self._scale_and_shift()
         return self.conv.weight * scale[:, None, None, None], shift
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride))."""
+    def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride)).
+
+        Args:
+            x: The input.
+            relu: Whether a ReLU follows.
+            add: A residual to add, of the output's shape, instead of a ReLU.
+        """
+        if self.deployed:
+            return self._forward_deployed(x, relu, add)
+        return _finish(self._forward_plain(x), relu, add, in_place=False)
+
+    def _forward_plain(self, x: Tensor) -> Tensor:
         if not self.folds:
             return self.norm(self.conv(x))
-        if isinstance(self.norm, nn.Identity):
-            return self._convolve(x, *self.folded())
         scale, shift = self._scale_and_shift()
         settings = (self.conv.stride, self.conv.padding, self.conv.groups)
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
@@ -75,13 +91,25 @@ class ConvNorm(nn.Module):
             return self._convolve(x, self.conv.weight * scale[:, None, None, None], shift)
         return _ScaledConvolution.apply(x, self.conv.weight, scale, shift, *settings)
 
+    def _forward_deployed(self, x: Tensor, relu: bool, add: Tensor | None) -> Tensor:
+        conv = self.conv
+        if onednn.usable(x, conv.weight):
+            if conv.kernel_size == (1, 1):
+                batch, _, height, width = x.shape
+                y = self._packed.matmul(conv.weight, conv.bias, _tokens(x), relu=relu,
+                                        add=None if add is None else _tokens(add))
+                return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            if relu:
+                return onednn.convolution(x, conv)
+        return _finish(self._convolve(x, conv.weight, conv.bias), relu, add, in_place=True)
+
     def switch_to_deploy(self) -> None:
         """Fold BN into the convolution for good; any other normalisation stays.
 
         Raises:
             ConfigError: If BN computes its statistics from each batch.
         """
-        if isinstance(self.norm, nn.Identity):
+        if self.deployed:
             return
         if isinstance(self.norm, _BatchNorm):
             if not self._is_fixed():
@@ -109,6 +137,16 @@ class ConvNorm(nn.Module):
         norm = self.norm
         return (isinstance(norm, _BatchNorm) and not norm.training
                 and norm.running_mean is not None)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B * H * W, C): no copy where channels are last."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _finish(y: Tensor, relu: bool, add: Tensor | None, *, in_place: bool) -> Tensor:
+    y = torch.relu_(y) if relu else y
+    return y if add is None else add_residual(y, add, in_place=in_place)
 
 
 class _ScaledConvolution(torch.autograd.Function):
@@ -165,7 +203,7 @@ class DepthwiseConvNorm(ConvNorm):
 
         A convolution whose normalisation could not be folded stays as it is.
         """
-        if isinstance(self.norm, nn.Identity) and not self.adds_input:
+        if self.deployed and not self.adds_input:
             self.conv.weight += _identity_kernel(self.conv.weight)
             self.adds_input = True
 
@@ -196,7 +234,7 @@ def add_residual(branch: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two pointwise `ConvNorm` with a ReLU between them; the caller adds the residual."""
+    """Two pointwise `ConvNorm` with a ReLU between them; `add_to` adds the residual."""
 
     def __init__(self, channels: int, hidden_channels: int, *, norm_cfg: dict) -> None:
         super().__init__()
@@ -205,7 +243,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return self.project(torch.relu_(self.expand(x)))
+        return self.project(self.expand(x, relu=True))
+
+    def add_to(self, x: Tensor) -> Tensor:
+        """Compute ``x + self(x)``; the deployed form does without a step of its own for it."""
+        if not self.project.deployed:
+            return x + self(x)
+        return self.project(self.expand(x, relu=True), add=x)
 
 
 class SqueezeExcite(nn.Module):

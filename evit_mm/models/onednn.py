@@ -1,0 +1,92 @@
+"""Operators of oneDNN that torch itself only calls from compiled code.
+
+They take weights that were put into the library's own order once instead of at every call, and
+compute a ReLU or a residual while the results are still in the cache. torch has them on CPUs
+alone, and they know nothing of gradients.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+__all__ = ['PackedWeight', 'convolution', 'usable']
+
+
+def usable(x: Tensor, weight: Tensor) -> bool:
+    """Whether the operators can take the place of torch's own at this call.
+
+    Nothing may be recording what is computed: no gradient, no compiler, no tracer and no mode that
+    looks at every operator.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return bool(
+        type(x) is Tensor and x.device.type == 'cpu' and weight.device.type == 'cpu'
+        and x.dtype == weight.dtype and x.dtype in _dtypes()
+        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and not weight.is_inference()  # nobody can see whether such a tensor was changed
+        and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode())
+
+
+@functools.cache
+def _dtypes() -> tuple[torch.dtype, ...]:
+    names = ('_linear_pointwise', '_reorder_linear_weight', '_convolution_pointwise')
+    if not torch.backends.mkldnn.is_available() \
+            or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return ()
+    supports_bf16 = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    return (torch.float32, torch.bfloat16) if supports_bf16() else (torch.float32,)
+
+
+class PackedWeight:
+    """A pointwise convolution's weight in oneDNN's order, made when it is first needed.
+
+    It is made anew after the weight has been replaced, moved or changed in place; a change that
+    hides from autograd, through ``weight.data``, is not seen. It serves any number of pixels.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[Tensor, int, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copies and pickles start empty: torch can't store such tensors."""
+        return PackedWeight, ()
+
+    def matmul(self, weight: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool = False,
+               add: Tensor | None = None) -> Tensor:
+        """Compute ``relu(x @ weight.T + bias)``, or ``x @ weight.T + bias + add``.
+
+        Args:
+            weight: (C_out, C_in), or (C_out, C_in, 1, 1).
+            bias: (C_out,).
+            x: (N, C_in).
+            relu: Whether a ReLU follows.
+            add: (N, C_out), instead of a ReLU.
+
+        Returns:
+            Tensor: (N, C_out), new.
+        """
+        packed = self._pack(weight)
+        if add is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, packed, bias, 'add')
+        return torch.ops.mkldnn._linear_pointwise.default(
+            x, packed, bias, 'relu' if relu else 'none', [], '')
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        entry = self._entry
+        # The entry's own reference keeps the address from being given to another weight.
+        if entry is None or entry[0].data_ptr() != weight.data_ptr() \
+                or entry[0].dtype != weight.dtype or entry[1] != weight._version:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1))
+            entry = self._entry = weight.detach(), weight._version, packed
+        return entry[2]
+
+
+def convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Compute ``relu(conv(x))``."""
+    return torch.ops.mkldnn._convolution_pointwise.default(
+        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
+        'relu', [], '')
