@@ -161,24 +161,24 @@ class CascadedGroupAttention(nn.Module):
         maps = maps.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
         windows = batch * rows * columns
         inputs = maps.reshape(windows * tokens, channels).split(self.value_dim, dim=1)
-        biases = self._biases()
+        biases, scale = self._biases(), 1 if self.deployed else self.scale
         outputs: list[Tensor] = []
         for head, features in enumerate(inputs):
             if outputs:
                 features = features + outputs[-1].view(windows * tokens, self.value_dim)
             layer: Any = self.qkv[head]
             weight, bias = layer.folded()
-            weight = weight.flatten(1)
             # Apart from key and value, as the convolution wants its input dense.
-            query = F.linear(features, weight[:self.key_dim],
-                             bias if bias is None else bias[:self.key_dim])
-            key, value = F.linear(
-                features, weight[self.key_dim:], bias if bias is None else bias[self.key_dim:]
-            ).view(windows, tokens, -1).split((self.key_dim, self.value_dim), dim=2)
+            sizes = (self.key_dim, self.key_dim + self.value_dim)
+            query_weight, weight = weight.flatten(1).split(sizes)
+            query_bias, bias = (None, None) if bias is None else bias.split(sizes)
+            query = F.linear(features, query_weight, query_bias)
+            key, value = F.linear(features, weight, bias).view(windows, tokens, -1).split(
+                (self.key_dim, self.value_dim), dim=2)
             query = self._convolve_query(head, query.view(windows, size, size, self.key_dim))
             attention = torch.baddbmm(biases[head].expand(windows, tokens, tokens),
                                       query.reshape(windows, tokens, self.key_dim),
-                                      key.transpose(1, 2)).softmax(dim=-1)
+                                      key.transpose(1, 2), alpha=scale).softmax(dim=-1)
             outputs.append(attention @ value)
         parts = [part.view(batch, rows, columns, size, size, -1).transpose(2, 3)
                  for part in outputs]
@@ -188,11 +188,9 @@ class CascadedGroupAttention(nn.Module):
         return self.proj(merged.permute(0, 3, 1, 2), add=add)
 
     def _convolve_query(self, head: int, query: Tensor) -> Tensor:
-        """Map a head's (windows, S, S, key_dim) to the same shape, scaled for the softmax."""
+        """Map a head's (windows, S, S, key_dim) to the same shape."""
         layer: Any = self.query_conv[head]
         weight, bias = layer.folded()
-        if not self.deployed:
-            weight, bias = weight * self.scale, bias * self.scale
         query = F.conv2d(query.permute(0, 3, 1, 2), weight, bias, padding=layer.conv.padding,
                          groups=self.key_dim)
         return query.permute(0, 2, 3, 1)

@@ -1,6 +1,6 @@
 """The leaves that the backbone is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,10 @@ class ConvNorm(nn.Module):
         """The weight and bias that do what convolution and BN do, with their gradients."""
         if self.deployed:
             return self.conv.weight, self.conv.bias
-        scale, shift = self._scale_and_shift()
-        return self.conv.weight * scale[:, None, None, None], shift
+        if torch.compiler.is_compiling() or self._is_autocast():
+            scale, shift = self._scale_and_shift()
+            return self.conv.weight * scale[:, None, None, None], shift
+        return _Folding.apply(self.conv.weight, *self._norm_tensors())
 
     def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride)).
@@ -84,21 +86,23 @@ class ConvNorm(nn.Module):
     def _forward_plain(self, x: Tensor) -> Tensor:
         if not self.folds:
             return self.norm(self.conv(x))
-        scale, shift = self._scale_and_shift()
         settings = (self.conv.stride, self.conv.padding, self.conv.groups)
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        if torch.compiler.is_compiling() or self._is_autocast():
             # The compiler decides by itself what to keep, autocast rounds every operation.
-            return self._convolve(x, self.conv.weight * scale[:, None, None, None], shift)
-        return _ScaledConvolution.apply(x, self.conv.weight, scale, shift, *settings)
+            weight, bias = self.folded()
+            if _has_few_pixels(x, weight):
+                y = F.linear(_tokens(x), weight.flatten(1), bias)
+                return _maps(y, x)
+            return self._convolve(x, weight, bias)
+        return _FoldedConvolution.apply(x, self.conv.weight, *self._norm_tensors(), *settings)
 
     def _forward_deployed(self, x: Tensor, relu: bool, add: Tensor | None) -> Tensor:
         conv = self.conv
         if onednn.usable(x, conv.weight):
             if conv.kernel_size == (1, 1):
-                batch, _, height, width = x.shape
                 y = self._packed.matmul(conv.weight, conv.bias, _tokens(x), relu=relu,
                                         add=None if add is None else _tokens(add))
-                return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+                return _maps(y, x)
             if relu:
                 return onednn.convolution(x, conv)
         return _finish(self._convolve(x, conv.weight, conv.bias), relu, add, in_place=True)
@@ -120,14 +124,17 @@ class ConvNorm(nn.Module):
             self.conv.bias = nn.Parameter(bias, requires_grad=False)
             self.norm = nn.Identity()
 
+    def _norm_tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """BN's scale and shift, which may be missing, its mean, and one over its deviation."""
+        norm = self.norm
+        return norm.weight, norm.bias, norm.running_mean, (norm.running_var + norm.eps).rsqrt()
+
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What BN multiplies each channel with, and what it adds."""
-        norm = self.norm
-        scale = (norm.running_var + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = norm.weight * scale
-        shift = -norm.running_mean * scale
-        return scale, shift if norm.bias is None else norm.bias + shift
+        return _scale_and_shift(*self._norm_tensors())
+
+    def _is_autocast(self) -> bool:
+        return torch.is_autocast_enabled(self.conv.weight.device.type)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding,
@@ -144,36 +151,107 @@ def _tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def _maps(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B * H * W, C) as (B, C, H, W), with the batch and size of ``like``."""
+    batch, _, height, width = like.shape
+    return tokens.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _has_few_pixels(x: Tensor, weight: Tensor) -> bool:
+    """Whether a pointwise convolution should be a product of matrices while it learns.
+
+    At a few windows' worth of pixels, the gradient of a weight takes oneDNN three to ten times as
+    long (seen in torch 2.11); from 300 pixels on there is no difference.
+    """
+    return (x.device.type == 'cpu' and weight.shape[2:] == (1, 1) and weight.shape[1] == x.shape[1]
+            and x.shape[0] * x.shape[2] * x.shape[3] <= 256)
+
+
 def _finish(y: Tensor, relu: bool, add: Tensor | None, *, in_place: bool) -> Tensor:
     y = torch.relu_(y) if relu else y
     return y if add is None else add_residual(y, add, in_place=in_place)
 
 
-class _ScaledConvolution(torch.autograd.Function):
-    """Convolution with ``weight * scale``, a product that is not kept for the backward pass.
+def _scale_and_shift(gamma: Tensor | None, beta: Tensor | None, mean: Tensor,
+                     inverse_deviation: Tensor) -> tuple[Tensor, Tensor]:
+    scale = inverse_deviation if gamma is None else gamma * inverse_deviation
+    shift = -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
+    return scale, shift
+
+
+def _backward_of_folding(grad_scaled: Tensor | None, grad_shift: Tensor | None, weight: Tensor,
+                         gamma: Tensor | None, mean: Tensor, inverse_deviation: Tensor,
+                         needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the weight and of BN's scale, from those of the scaled weight and the shift."""
+    if grad_scaled is None:
+        return None, None
+    scale = inverse_deviation if gamma is None else gamma * inverse_deviation
+    grad_weight = grad_scaled * scale[:, None, None, None] if needs[0] else None
+    if not needs[1]:
+        return grad_weight, None
+    grad_scale = (grad_scaled * weight).sum((1, 2, 3))
+    if grad_shift is not None:
+        grad_scale = torch.addcmul(grad_scale, grad_shift, mean, value=-1)
+    return grad_weight, grad_scale * inverse_deviation
+
+
+class _Folding(torch.autograd.Function):
+    """The scaled weight and the shift; one node of the graph instead of half a dozen small ones."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gamma: Tensor | None, beta: Tensor | None, mean: Tensor,
+                inverse_deviation: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, gamma, mean, inverse_deviation)
+        scale, shift = _scale_and_shift(gamma, beta, mean, inverse_deviation)
+        if not any(ctx.needs_input_grad[1:3]):
+            ctx.mark_non_differentiable(shift)
+        return weight * scale[:, None, None, None], shift
+
+    @staticmethod
+    def backward(ctx: Any, grad_scaled: Tensor, grad_shift: Tensor) -> tuple[Tensor | None, ...]:
+        weight, gamma, mean, inverse_deviation = ctx.saved_tensors
+        grad_weight, grad_gamma = _backward_of_folding(
+            grad_scaled, grad_shift, weight, gamma, mean, inverse_deviation, ctx.needs_input_grad)
+        return grad_weight, grad_gamma, grad_shift if ctx.needs_input_grad[2] else None, None, None
+
+
+class _FoldedConvolution(torch.autograd.Function):
+    """Convolution with the scaled weight, which is not kept for the backward pass.
 
     At small images the scaled weights would be as large as the activations.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor,
-                stride: tuple[int, int], padding: tuple[int, int], groups: int) -> Tensor:
-        ctx.save_for_backward(x, weight, scale)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                mean: Tensor, inverse_deviation: Tensor, stride: tuple[int, int],
+                padding: tuple[int, int], groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight, gamma, mean, inverse_deviation)
         ctx.settings = stride, padding, groups
+        scale, shift = _scale_and_shift(gamma, beta, mean, inverse_deviation)
         return F.conv2d(x, weight * scale[:, None, None, None], shift, stride, padding,
                         groups=groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
+        x, weight, gamma, mean, inverse_deviation = ctx.saved_tensors
         stride, padding, groups = ctx.settings
-        needs = ctx.needs_input_grad
-        grad_x, grad_scaled, grad_shift = torch.ops.aten.convolution_backward(
-            grad, x, weight * scale[:, None, None, None], [len(scale)], stride, padding, (1, 1),
-            False, (0, 0), groups, (needs[0], needs[1] or needs[2], needs[3]))
-        grad_weight = grad_scaled * scale[:, None, None, None] if needs[1] else None
-        grad_scale = (grad_scaled * weight).sum((1, 2, 3)) if needs[2] else None
-        return grad_x, grad_weight, grad_scale, grad_shift, None, None, None
+        scale = inverse_deviation if gamma is None else gamma * inverse_deviation
+        needs_x, *needs_weights = ctx.needs_input_grad[:4]
+        needs = needs_x, any(needs_weights[:2]), any(needs_weights[1:])
+        scaled = weight * scale[:, None, None, None]
+        if _has_few_pixels(x, weight):
+            tokens = _tokens(grad)
+            grad_x = _maps(tokens @ scaled.flatten(1), x) if needs[0] else None
+            grad_scaled = (tokens.t() @ _tokens(x)).view_as(weight) if needs[1] else None
+            grad_shift = tokens.sum(0) if needs[2] else None
+        else:
+            grad_x, grad_scaled, grad_shift = torch.ops.aten.convolution_backward(
+                grad, x, scaled, [len(scale)], stride, padding, (1, 1), False, (0, 0), groups,
+                needs)
+        grad_weight, grad_gamma = _backward_of_folding(
+            grad_scaled, grad_shift, weight, gamma, mean, inverse_deviation, needs_weights)
+        return (grad_x, grad_weight, grad_gamma, grad_shift if needs_weights[2] else None,
+                None, None, None, None, None)
 
 
 class DepthwiseConvNorm(ConvNorm):

@@ -35,7 +35,7 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize('arch', [*ARCHS])
-@torch.inference_mode()
+@torch.no_grad()
 def test_outputs_stay(arch):
     plain = randomise(EfficientViT(arch, stem_strides=(4, 8)))
     deployed = copy.deepcopy(plain).switch_to_deploy()
@@ -66,7 +66,7 @@ def test_gradients_reach_the_image():
 @pytest.mark.parametrize('arch', [
     {}, dict(num_ffns=0), dict(num_ffns=2), dict(num_attentions=0), dict(num_attentions=2),
     dict(ffn_ratio=(1, 1.5, 3))], ids=str)
-@torch.inference_mode()
+@torch.no_grad()
 def test_custom_archs(arch):
     plain = randomise(EfficientViT({**TINY, **arch}, window_sizes=(7, 5, 3)))
     deployed = EfficientViT({**TINY, **arch}, window_sizes=(7, 5, 3), deploy=True)
@@ -75,7 +75,7 @@ def test_custom_archs(arch):
     assert relative(deployed(images), plain(images)) < 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_another_normalisation_stays():
     plain = randomise(EfficientViT(TINY, norm_cfg=dict(type='GN', num_groups=2)))
     deployed = copy.deepcopy(plain).switch_to_deploy()
@@ -83,7 +83,7 @@ def test_another_normalisation_stays():
     assert relative(deployed(images), plain(images)) < 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_switching_twice_is_switching_once():
     deployed = randomise(EfficientViT(TINY)).switch_to_deploy()
     images = torch.randn(1, 3, 64, 64)
@@ -92,7 +92,7 @@ def test_switching_twice_is_switching_once():
     assert relative(deploy(deployed)(images), expected) == 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_weights_of_either_form_go_in():
     plain = randomise(EfficientViT(TINY))
     folded = copy.deepcopy(plain).switch_to_deploy()
@@ -103,7 +103,7 @@ def test_weights_of_either_form_go_in():
         assert relative(detector['backbone'](images), folded(images)) == 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_pretrained_weights_go_in(tmp_path):
     plain = randomise(EfficientViT(TINY))
     torch.save(plain.state_dict(), tmp_path / 'weights.pth')
@@ -136,7 +136,7 @@ def test_training_is_refused():
         model.train()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_necks_and_heads_fold():
     torch.manual_seed(0)
     backbone = EfficientViT(TINY)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from evit_mm.models import EfficientViT
+from evit_mm.models.layers import ConvNorm
 
 TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 2), num_heads=(2, 2, 4), key_dims=(4, 4, 4))
 
@@ -57,6 +58,41 @@ def test_gradients_stay(options, shape):
 def test_gradients_stay_in_single_precision():
     plain, folding = pair()
     assert_same_training(plain, folding, torch.randn(2, 3, 97, 131), 1e-4)
+
+
+@pytest.mark.parametrize('side', [3, 20])  # products of matrices, and convolutions
+@pytest.mark.parametrize('learns', [
+    'x weight gamma beta', 'x', 'weight', 'gamma', 'beta', 'x beta', 'weight gamma'])
+@pytest.mark.parametrize('kernel_size,groups', [(1, 1), (3, 1), (3, 4), (1, 4)])
+def test_every_gradient_of_a_layer(kernel_size, groups, learns, side):
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 8, kernel_size, groups=groups, norm_cfg=dict(type='BN')).eval().double()
+    nn.init.normal_(layer.norm.running_mean)
+    nn.init.uniform_(layer.norm.running_var, 0.5, 1.5)
+    tensors = dict(x=torch.randn(2, 4, side, side, dtype=torch.double),
+                   weight=layer.conv.weight, gamma=layer.norm.weight, beta=layer.norm.bias)
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in learns.split())
+    inputs = [tensors[name] for name in learns.split()]
+    gradients = []
+    for layer.fold_norm in (False, True):
+        assert layer.folds == layer.fold_norm
+        y = layer(tensors['x'], relu=True)
+        gradients.append(torch.autograd.grad((y * y.cos()).sum(), inputs))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_layer_whose_norm_has_no_scale():
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 8, 1, norm_cfg=dict(type='BN', affine=False)).eval().double()
+    nn.init.normal_(layer.norm.running_mean)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.double)
+    gradients = [torch.autograd.grad(layer(x).square().sum(), layer.conv.weight)[0]
+                 for layer.fold_norm in (False, True)]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-9)
+    weight, shift = layer.folded()
+    assert weight.requires_grad and not shift.requires_grad
 
 
 def test_gradients_of_the_image_and_of_gradients():
