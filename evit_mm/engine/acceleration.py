@@ -13,11 +13,11 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..compat.compiler import check_compiler
 from ..errors import ConfigError, UserError
 from ..models.fuse import deploy
 
-__all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'check_compiler',
-           'requested']
+__all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'requested']
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,11 @@ def requested(options: Namespace) -> Acceleration:
         compile=base.compile or options.compile,
         bf16=base.bf16 or options.bf16)
     if acceleration.compile:
-        check_compiler(get_device())
+        check_compiler(get_device(), '--compile')
     if acceleration.bf16 and get_device() == 'cuda' and not torch.cuda.is_bf16_supported():
         raise UserError('--bf16 needs a GPU that computes in bfloat16, which this one does not: '
                         'leave --bf16 out')
     return acceleration
-
-
-def check_compiler(device: str) -> None:
-    """Check that torch.compile finds what it needs, before it is needed.
-
-    Args:
-        device: Type of the device, such as ``'cpu'``.
-
-    Raises:
-        UserError: If a compiler is missing.
-    """
-    if device == 'cuda':
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
-            raise UserError('--compile needs Triton on this GPU, and torch finds none: install '
-                            'the triton that belongs to your torch, or leave --compile out')
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except (RuntimeError, OSError) as error:
-        raise UserError('--compile needs a C++ compiler on the CPU, and torch finds none: install '
-                        'g++, or name one in the variable CXX, or leave --compile out') from error
 
 
 def accelerate(runner: Runner, model: nn.Module, acceleration: Acceleration) -> None:
@@ -172,6 +147,8 @@ class AccelerationHook(Hook):
                     part.forward, dynamic=False, options={'freezing': freezing}))
         if wanted.bf16:
             for part in _parts(model, 'backbone', 'neck', 'head'):
+                if wanted.deploy and testing:
+                    _round_weights(part)
                 _replace_forward(part, _in_bfloat16(part.forward, device))
 
 
@@ -202,6 +179,13 @@ def _to_channels_last(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ..
     return tuple(value.contiguous(memory_format=torch.channels_last)
                  if isinstance(value, Tensor) and value.dim() == 4 else value
                  for value in arguments)
+
+
+def _round_weights(part: nn.Module) -> None:
+    """Round once what autocast would round at every image: weights of convolutions and the like."""
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            module.bfloat16()
 
 
 def _in_bfloat16(forward: Callable[..., Any], device: str) -> Callable[..., Any]:

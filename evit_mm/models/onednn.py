@@ -18,17 +18,17 @@ def usable(x: Tensor, weight: Tensor) -> bool:
     """Whether the operators can take the place of torch's own at this call.
 
     Nothing may be recording what is computed: no gradient, no compiler, no tracer and no mode that
-    looks at every operator.
+    looks at every operator. Under autocast, weights must be of its precision already.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
+    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
     return bool(
         type(x) is Tensor and x.device.type == 'cpu' and weight.device.type == 'cpu'
-        and x.dtype == weight.dtype and x.dtype in _dtypes()
+        and dtype == weight.dtype and dtype in _dtypes()
         and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
         and not weight.is_inference()  # nobody can see whether such a tensor was changed
-        and not torch.is_autocast_enabled('cpu') and not torch.jit.is_tracing()
-        and not is_in_torch_dispatch_mode())
+        and not torch.jit.is_tracing() and not is_in_torch_dispatch_mode())
 
 
 @functools.cache
@@ -62,16 +62,17 @@ class PackedWeight:
         Args:
             weight: (C_out, C_in), or (C_out, C_in, 1, 1).
             bias: (C_out,).
-            x: (N, C_in).
+            x: (N, C_in), rounded to the weight's precision.
             relu: Whether a ReLU follows.
             add: (N, C_out), instead of a ReLU.
 
         Returns:
-            Tensor: (N, C_out), new.
+            Tensor: (N, C_out), new, in the weight's precision.
         """
-        packed = self._pack(weight)
+        packed, x = self._pack(weight), x.to(weight.dtype)
         if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, packed, bias, 'add')
+            return torch.ops.mkldnn._linear_pointwise.binary(
+                x, add.to(weight.dtype), packed, bias, 'add')
         return torch.ops.mkldnn._linear_pointwise.default(
             x, packed, bias, 'relu' if relu else 'none', [], '')
 
@@ -88,5 +89,5 @@ class PackedWeight:
 def convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Compute ``relu(conv(x))``."""
     return torch.ops.mkldnn._convolution_pointwise.default(
-        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
-        'relu', [], '')
+        x.to(conv.weight.dtype), conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation,
+        conv.groups, 'relu', [], '')

@@ -11,14 +11,9 @@ from torch import nn
 from torch._inductor import config as inductor
 
 from evit_mm.cli import test_parser, train_parser
+from evit_mm.compat.compiler import check_compiler
 from evit_mm.engine import acceleration, test, train
-from evit_mm.engine.acceleration import (
-    RECOMMENDED,
-    Acceleration,
-    AccelerationHook,
-    check_compiler,
-    requested,
-)
+from evit_mm.engine.acceleration import RECOMMENDED, Acceleration, AccelerationHook, requested
 from evit_mm.errors import UserError
 
 test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
@@ -74,6 +69,25 @@ def test_bfloat16_computes_in_it_and_returns_float32():
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
 
+def test_weights_are_rounded_once_for_tests_of_the_deployed_form():
+    model = Detector().eval()
+    image = torch.randn(2, 3, 9, 7)
+    twin = copy.deepcopy(model)
+    apply(model, deploy=True, bf16=True)
+    apply(twin, bf16=True)
+    types = {module.weight.dtype for module in model.backbone.modules()
+             if isinstance(module, nn.Conv2d)}
+    assert types == {torch.bfloat16}
+    assert model.bottleneck.weight.dtype == torch.float32  # part of nothing that is accelerated
+    with torch.no_grad():
+        found, expected = model(image), twin(image)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+    training = Detector()
+    apply(training, 'before_train', deploy=True, bf16=True)
+    assert all(p.dtype == torch.float32 for p in training.parameters())
+
+
 def test_gradients_pass_bfloat16():
     model = Detector()
     other = copy.deepcopy(model)
@@ -107,7 +121,7 @@ def test_averages_are_not_swapped_into_folded_weights():
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_fast_adds_to_what_is_named(monkeypatch, device):
     monkeypatch.setattr(acceleration, 'get_device', lambda: device)
-    monkeypatch.setattr(acceleration, 'check_compiler', lambda _: None)
+    monkeypatch.setattr(acceleration, 'check_compiler', lambda *_: None)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
     options = test_parser().parse_args(['config', 'checkpoint', '--fast', '--bf16'])
     best = RECOMMENDED
@@ -120,7 +134,7 @@ def test_says_what_compilation_needs():
     # Not monkeypatch, which would take the setting away afterwards.
     with inductor.patch({'cpp.cxx': ('no-such-compiler',)}), \
             pytest.raises(UserError, match=r'^--compile needs a C\+\+ compiler .* install g\+\+'):
-        check_compiler('cpu')
+        check_compiler('cpu', '--compile')
 
 
 def test_a_whole_detector(config):
@@ -152,7 +166,7 @@ def test_two_ways_of_mixed_precision(mistake, config_file, shapes):
 @pytest.mark.slow
 def test_compiles_a_graph_for_each_size(monkeypatch):
     try:
-        check_compiler('cpu')
+        check_compiler('cpu', '--compile')
     except UserError as error:
         pytest.skip(str(error))
     said = []

@@ -141,6 +141,12 @@ def test_it_steps_back(calls):
         assert used()
         with torch.autocast('cpu', torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16 and not used()
+            rounded = copy.deepcopy(layer).bfloat16()
+            calls.clear()
+            found = rounded(x, add=layer(x).float())
+            assert found.dtype == torch.bfloat16 and 'matmul' in calls
+            torch.testing.assert_close(found, by_torch(rounded, x, add=by_torch(rounded, x)),
+                                       rtol=2e-2, atol=2e-2)
         with torch.backends.mkldnn.flags(enabled=False):
             assert not used()
         with FlopCounterMode(display=False) as counter:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ...compat.compiler import check_compiler
 from ...errors import UserError
 from ...models.fuse import deploy
 from ...models.layers import ConvNorm
@@ -139,8 +140,7 @@ def _fold(model: nn.ModuleDict, mode: str, *, plain: bool) -> None:
 
 
 def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool) -> None:
-    if device.type == 'cpu':
-        _check_compiler()
+    check_compiler(device.type, '--forms compiled')
     # The networks of a run share the code of their classes, and torch.compile counts by code: past
     # its limit of eight it would go on uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
@@ -152,16 +152,6 @@ def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool)
         if part in model:
             compiled: Any = torch.compile(model[part], dynamic=False, options=options)
             model[part] = compiled
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise UserError('torch.compile needs a C++ compiler on the CPU, and finds none: install '
-                        'g++, or name one in the variable CXX') from error
 
 
 def _inference(model: nn.ModuleDict, image: Tensor, graph: bool) -> Case:

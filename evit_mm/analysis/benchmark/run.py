@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ... import __version__
+from ...compat.malloc import keep_freed_memory
 from ...errors import UserError
 from .. import machine
 from .forms import FORMS, Form
@@ -33,6 +34,8 @@ def benchmark(options: Namespace) -> list[Row]:
     """
     _check(options)
     device = machine.use(options.device, threads=options.threads)
+    if device.type == 'cpu':
+        keep_freed_memory()  # as the tools do, for all of them: half of the spread is page faults
     place = machine.describe(device)
     forms = list(_forms(options, options.forms or _default_forms(options.mode)))
     # Other people's run in each number format and layout, but in no form of ours.
