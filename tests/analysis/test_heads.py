@@ -11,14 +11,8 @@ from PIL import Image
 
 from evit_mm.analysis import heads
 from evit_mm.analysis.attention_maps import capture_maps
-from evit_mm.analysis.heads import (
-    Preprocessing,
-    evenly_spaced,
-    head_similarity,
-    list_images,
-    pairwise_cosines,
-    read_image,
-)
+from evit_mm.analysis.heads import head_similarity, pairwise_cosines
+from evit_mm.analysis.images import Preprocessing, evenly_spaced, list_images, read_image
 from evit_mm.cli.analyze.heads import add_heads_parser
 from evit_mm.errors import UserError
 from evit_mm.models import EfficientViT

@@ -18,7 +18,7 @@ from ...checkpoint import strip_containers
 from ...engine import preflight
 from ...engine.run import explained
 from ...errors import CheckpointError, ConfigError, UserError
-from ..heads import list_images, read_image
+from ..images import list_images, read_image
 
 __all__ = ['FolderLoss', 'TrainingLoss', 'load_classifier', 'load_detector']
 
