@@ -1,12 +1,14 @@
 """Cascaded group attention inside windows (section 3.2 of the paper)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import onednn
+from .derived import Derived
 from .fuse import deploy_layers
 from .layers import ConvNorm, DepthwiseConvNorm
 
@@ -73,6 +75,54 @@ def reverse_windows(windows: Tensor, height: int, width: int) -> Tensor:
     return windows[:, :, :height, :width]
 
 
+def _window_tokens(x: Tensor, size: int) -> Tensor:
+    """Cut (B, C, H, W) into (windows, S * S, C), padded as by `partition_windows`."""
+    batch, channels, height, width = x.shape
+    maps = x.permute(0, 2, 3, 1)
+    pad_bottom, pad_right = -height % size, -width % size
+    if pad_bottom or pad_right:
+        maps = F.pad(maps, (0, 0, 0, pad_right, 0, pad_bottom))
+    rows, columns = (height + pad_bottom) // size, (width + pad_right) // size
+    maps = maps.reshape(batch, rows, size, columns, size, channels)
+    return maps.transpose(2, 3).reshape(batch * rows * columns, size * size, channels)
+
+
+def _map_of_tokens(tokens: Tensor, size: int, like: Tensor) -> Tensor:
+    """Undo `_window_tokens`, to the batch and size of ``like``."""
+    batch, _, height, width = like.shape
+    rows, columns = -(-height // size), -(-width // size)
+    maps = tokens.view(batch, rows, columns, size, size, -1).transpose(2, 3)
+    maps = maps.reshape(batch, rows * size, columns * size, -1)
+    return maps[:, :height, :width].permute(0, 3, 1, 2)
+
+
+class _Constants(NamedTuple):
+    """What a deployed attention computes with; see `_forward_as_constant_matmuls`.
+
+    Each head's softmax sums to 1 over the keys. What a key's bias adds is the same for all keys and
+    changes nothing; what a value's bias adds reaches every token as it is, so that it can be added
+    behind all heads, and to the next head's query.
+
+    Attributes:
+        weights: Per head, (2 * key_dim + value_dim, C / heads): query, key and value.
+        query_matrices: Per head, (key_dim, N, N): each channel's convolution inside a window, its
+            zero padding included. A small convolution costs ten times its arithmetic on a CPU.
+        query_shifts: Per head, (key_dim, 1, N): what the biases make of the query.
+        biases: (heads, N, N), of the scores.
+        shift: (C,): what the biases make of the outcome.
+    """
+
+    weights: list[Tensor]
+    query_matrices: list[Tensor]
+    query_shifts: list[Tensor]
+    biases: Tensor
+    shift: Tensor
+
+
+_MOST_TOKENS = 64
+"""Tokens of the largest window whose convolutions are matrices: their size is its square."""
+
+
 class CascadedGroupAttention(nn.Module):
     """Attention whose heads each see their own split of the channels, one after the other.
 
@@ -109,6 +159,7 @@ class CascadedGroupAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size ** 2))
         # A buffer, so that it follows the module's device; not saved, as it is no weight.
         self.register_buffer('bias_index', relative_position_index(window_size), persistent=False)
+        self._derived: Derived[_Constants] = Derived()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
@@ -139,6 +190,8 @@ class CascadedGroupAttention(nn.Module):
         """Compute ``x + self(x)``; the deployed form does without a step of its own for it."""
         if not (self.deployed and self._folds):
             return x + self(x)
+        if self.window_size ** 2 <= _MOST_TOKENS and onednn.usable(x, self.proj.conv.weight):
+            return self._forward_as_constant_matmuls(x, add=x)
         return self._forward_as_matmuls(x, add=x)
 
     @property
@@ -148,44 +201,89 @@ class CascadedGroupAttention(nn.Module):
     def _forward_as_matmuls(self, x: Tensor, *, add: Tensor | None = None) -> Tensor:
         """The same with channels last and BN folded: few copies, and no map in another layout.
 
-        Tokens of all windows are the rows of one matrix, in which a head's channels are columns.
         The projection follows on the map, without the tokens of the padding.
         """
-        batch, channels, height, width = x.shape
-        size, tokens = self.window_size, self.window_size ** 2
-        maps = x.permute(0, 2, 3, 1)
-        pad_bottom, pad_right = -height % size, -width % size
-        if pad_bottom or pad_right:
-            maps = F.pad(maps, (0, 0, 0, pad_right, 0, pad_bottom))
-        rows, columns = (height + pad_bottom) // size, (width + pad_right) // size
-        maps = maps.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
-        windows = batch * rows * columns
-        inputs = maps.reshape(windows * tokens, channels).split(self.value_dim, dim=1)
+        size = self.window_size
+        tokens = _window_tokens(x, size)
+        windows, per_window, _ = tokens.shape
         biases, scale = self._biases(), 1 if self.deployed else self.scale
         outputs: list[Tensor] = []
-        for head, features in enumerate(inputs):
+        for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
             if outputs:
-                features = features + outputs[-1].view(windows * tokens, self.value_dim)
+                features = features + outputs[-1]
             layer: Any = self.qkv[head]
             weight, bias = layer.folded()
             # Apart from key and value, as the convolution wants its input dense.
             sizes = (self.key_dim, self.key_dim + self.value_dim)
             query_weight, weight = weight.flatten(1).split(sizes)
             query_bias, bias = (None, None) if bias is None else bias.split(sizes)
+            features = features.flatten(0, 1)
             query = F.linear(features, query_weight, query_bias)
-            key, value = F.linear(features, weight, bias).view(windows, tokens, -1).split(
+            key, value = F.linear(features, weight, bias).view(windows, per_window, -1).split(
                 (self.key_dim, self.value_dim), dim=2)
             query = self._convolve_query(head, query.view(windows, size, size, self.key_dim))
-            attention = torch.baddbmm(biases[head].expand(windows, tokens, tokens),
-                                      query.reshape(windows, tokens, self.key_dim),
+            attention = torch.baddbmm(biases[head].expand(windows, per_window, per_window),
+                                      query.reshape(windows, per_window, self.key_dim),
                                       key.transpose(1, 2), alpha=scale).softmax(dim=-1)
             outputs.append(attention @ value)
-        parts = [part.view(batch, rows, columns, size, size, -1).transpose(2, 3)
-                 for part in outputs]
-        merged = torch.cat(parts, dim=-1).view(batch, rows * size, columns * size, channels)
-        merged = torch.relu(merged[:, :height, :width]) if pad_bottom or pad_right \
-            else torch.relu_(merged)
-        return self.proj(merged.permute(0, 3, 1, 2), add=add)
+        maps = _map_of_tokens(torch.cat(outputs, dim=2), size, x)
+        return self.proj(torch.relu(maps), add=add)
+
+    def _forward_as_constant_matmuls(self, x: Tensor, add: Tensor) -> Tensor:
+        """`_forward_as_matmuls` of the deployed form, with all that `_Constants` takes out of it.
+
+        A head is one product that makes query, key and value, one for the query's convolution, one
+        for the scores and one for the outcome.
+        """
+        size, constants = self.window_size, self._constants()
+        tokens = _window_tokens(x.to(constants.shift.dtype), size)
+        windows, per_window, _ = tokens.shape
+        sizes = (self.key_dim, self.key_dim, self.value_dim)
+        outputs: list[Tensor] = []
+        for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
+            if outputs:
+                features = features + outputs[-1]
+            # Channels by windows by tokens, so that each channel's queries are a matrix.
+            qkv = torch.mm(constants.weights[head], features.flatten(0, 1).t())
+            query, key, value = qkv.view(-1, windows, per_window).split(sizes)
+            query = torch.baddbmm(
+                constants.query_shifts[head].expand(self.key_dim, windows, per_window),
+                query, constants.query_matrices[head])
+            scores = torch.baddbmm(constants.biases[head].expand(windows, per_window, per_window),
+                                   query.permute(1, 2, 0), key.transpose(0, 1))
+            outputs.append(scores.softmax(dim=-1) @ value.permute(1, 2, 0))
+        out = torch.cat(outputs, dim=2).add_(constants.shift).relu_()
+        return self.proj(_map_of_tokens(out, size, x), add=add)
+
+    def _constants(self) -> '_Constants':
+        layers: list[Any] = [*self.qkv, *self.query_conv]
+        weights = [tensor for layer in layers for tensor in (layer.conv.weight, layer.conv.bias)]
+        return self._derived.get([*weights, self.attention_biases], self._derive_constants)
+
+    @torch.no_grad()
+    def _derive_constants(self) -> '_Constants':
+        size, keys, biases = self.window_size, self.key_dim, self.attention_biases
+        convs: list[Any] = [layer.conv for layer in self.qkv]
+        dtype = convs[0].weight.dtype
+        spikes = torch.eye(size * size, dtype=torch.double, device=biases.device)
+        found = _Constants([], [], [], biases.detach().to(dtype), torch.empty(0))
+        shifts: list[Tensor] = []
+        for conv, query_layer in zip(convs, self.query_conv, strict=True):
+            query_conv: Any = query_layer.conv
+            weight, shift = conv.weight.flatten(1), conv.bias.double()
+            if shifts:  # what the head before adds to every token's value goes through this one
+                shift = shift + weight.double() @ shifts[-1]
+            matrices = F.conv2d(spikes.view(-1, 1, size, size).expand(-1, keys, -1, -1),
+                                query_conv.weight.double(), padding=query_conv.padding,
+                                groups=keys)
+            matrices = matrices.flatten(2).transpose(0, 1)  # (keys, tokens before, tokens after)
+            query_shift = (shift[:keys, None, None] * matrices).sum(1, keepdim=True)
+            query_shift += query_conv.bias.double()[:, None, None]
+            found.weights.append(weight)
+            found.query_matrices.append(matrices.to(dtype).contiguous())
+            found.query_shifts.append(query_shift.to(dtype))
+            shifts.append(shift[2 * keys:])
+        return found._replace(shift=torch.cat(shifts).to(dtype))
 
     def _convolve_query(self, head: int, query: Tensor) -> Tensor:
         """Map a head's (windows, S, S, key_dim) to the same shape."""

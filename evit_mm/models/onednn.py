@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .derived import Derived
+
 __all__ = ['PackedWeight', 'convolution', 'usable']
 
 
@@ -42,18 +44,10 @@ def _dtypes() -> tuple[torch.dtype, ...]:
 
 
 class PackedWeight:
-    """A pointwise convolution's weight in oneDNN's order, made when it is first needed.
-
-    It is made anew after the weight has been replaced, moved or changed in place; a change that
-    hides from autograd, through ``weight.data``, is not seen. It serves any number of pixels.
-    """
+    """A pointwise convolution's weight in oneDNN's order, which serves any number of pixels."""
 
     def __init__(self) -> None:
-        self._entry: tuple[Tensor, int, Tensor] | None = None
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Copies and pickles start empty: torch can't store such tensors."""
-        return PackedWeight, ()
+        self._packed: Derived[Tensor] = Derived()
 
     def matmul(self, weight: Tensor, bias: Tensor | None, x: Tensor, *, relu: bool = False,
                add: Tensor | None = None) -> Tensor:
@@ -69,21 +63,17 @@ class PackedWeight:
         Returns:
             Tensor: (N, C_out), new, in the weight's precision.
         """
-        packed, x = self._pack(weight), x.to(weight.dtype)
+        packed = self._packed.get([weight], lambda: _packed(weight))
+        x = x.to(weight.dtype)
         if add is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(
                 x, add.to(weight.dtype), packed, bias, 'add')
         return torch.ops.mkldnn._linear_pointwise.default(
             x, packed, bias, 'relu' if relu else 'none', [], '')
 
-    def _pack(self, weight: Tensor) -> Tensor:
-        entry = self._entry
-        # The entry's own reference keeps the address from being given to another weight.
-        if entry is None or entry[0].data_ptr() != weight.data_ptr() \
-                or entry[0].dtype != weight.dtype or entry[1] != weight._version:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1))
-            entry = self._entry = weight.detach(), weight._version, packed
-        return entry[2]
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1))
 
 
 def convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -46,6 +46,7 @@ def test_recorded_outputs(arch, golden):
         image = torch.from_numpy(golden.pattern(*map(int, size.split('x'))))
         with torch.no_grad():
             maps = model(image)
+            exact = copy.deepcopy(model).double()(image.double())
         assert len(maps) == 3
         for level, feature in enumerate(maps):
             some = torch.from_numpy(recorded[f'{size}_level{level}'])
@@ -53,7 +54,13 @@ def test_recorded_outputs(arch, golden):
             step = feature.shape[1] // some.shape[1]
             assert feature.shape == tuple(recorded[f'{size}_level{level}_shape']) or \
                 feature.shape[:3] == tuple(recorded[f'{size}_level{level}_shape'])[:3]
-            assert relative_error(feature[:, ::step][:, :some.shape[1]], some) < 1e-5
+            # M5's filled weights make so much of rounding errors that its recording is 4e-4 away
+            # from the float64 result. CPUs round differently, and two results that are each so
+            # far from the exact one are up to twice as far from each other.
+            distance = relative_error(exact[level][:, ::step][:, :some.shape[1]], some)
+            assert distance < (1e-3 if arch == 'm5' else 1e-5)
+            assert relative_error(feature[:, ::step][:, :some.shape[1]], some) < \
+                max(1e-5, 2 * distance)
             assert relative_error(feature.mean((2, 3)), mean) < 1e-5
 
 
