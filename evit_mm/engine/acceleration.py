@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..compat.compiler import check_compiler
+from ..compat.compiler import check_compiler, compiled
 from ..errors import ConfigError, UserError
 from ..models.fuse import deploy
 
@@ -138,13 +138,9 @@ class AccelerationHook(Hook):
                 backbone.register_forward_pre_hook(_to_channels_last)
         if wanted.compile:
             self._graphs_before = _graphs()
-            # Freezing lays out the weights for the compiled code once instead of at every image.
-            freezing = testing and device == 'cpu'
             for part in _parts(model, 'backbone', 'neck'):
                 # A graph a size, up to dynamo's limit of them; further sizes run as they were.
-                # One graph for all sizes took minutes to make, as windows cut them everywhere.
-                _replace_forward(part, torch.compile(
-                    part.forward, dynamic=False, options={'freezing': freezing}))
+                _replace_forward(part, compiled(part.forward, device, inference=testing))
         if wanted.bf16:
             for part in _parts(model, 'backbone', 'neck', 'head'):
                 if wanted.deploy and testing:

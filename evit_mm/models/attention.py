@@ -1,7 +1,7 @@
 """Cascaded group attention inside windows (section 3.2 of the paper)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,28 +96,8 @@ def _map_of_tokens(tokens: Tensor, size: int, like: Tensor) -> Tensor:
     return maps[:, :height, :width].permute(0, 3, 1, 2)
 
 
-class _Constants(NamedTuple):
-    """What a deployed attention computes with; see `_forward_as_constant_matmuls`.
-
-    Each head's softmax sums to 1 over the keys. What a key's bias adds is the same for all keys and
-    changes nothing; what a value's bias adds reaches every token as it is, so that it can be added
-    behind all heads, and to the next head's query.
-
-    Attributes:
-        weights: Per head, (2 * key_dim + value_dim, C / heads): query, key and value.
-        query_matrices: Per head, (key_dim, N, N): each channel's convolution inside a window, its
-            zero padding included. A small convolution costs ten times its arithmetic on a CPU.
-        query_shifts: Per head, (key_dim, 1, N): what the biases make of the query.
-        biases: (heads, N, N), of the scores.
-        shift: (C,): what the biases make of the outcome.
-    """
-
-    weights: list[Tensor]
-    query_matrices: list[Tensor]
-    query_shifts: list[Tensor]
-    biases: Tensor
-    shift: Tensor
-
+_CONSTANTS = ('query_matrices', 'query_shifts', 'shift')
+"""Buffers of the deployed form; see `CascadedGroupAttention._derive_constants`."""
 
 _MOST_TOKENS = 64
 """Tokens of the largest window whose convolutions are matrices: their size is its square."""
@@ -139,6 +119,9 @@ class CascadedGroupAttention(nn.Module):
     """
 
     bias_index: Tensor
+    query_matrices: Tensor
+    query_shifts: Tensor
+    shift: Tensor
 
     def __init__(self, embed_dims: int, num_heads: int, key_dim: int, window_size: int,
                  kernel_sizes: Sequence[int], *, norm_cfg: dict) -> None:
@@ -159,7 +142,10 @@ class CascadedGroupAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size ** 2))
         # A buffer, so that it follows the module's device; not saved, as it is no weight.
         self.register_buffer('bias_index', relative_position_index(window_size), persistent=False)
-        self._derived: Derived[_Constants] = Derived()
+        for name in _CONSTANTS:
+            self.register_buffer(name, None, persistent=False)
+        self._derived: Derived[None] = Derived()
+        self.register_load_state_dict_post_hook(lambda module, _: module._derive_constants())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
@@ -190,8 +176,9 @@ class CascadedGroupAttention(nn.Module):
         """Compute ``x + self(x)``; the deployed form does without a step of its own for it."""
         if not (self.deployed and self._folds):
             return x + self(x)
-        if self.window_size ** 2 <= _MOST_TOKENS and onednn.usable(x, self.proj.conv.weight):
-            return self._forward_as_constant_matmuls(x, add=x)
+        if self._has_constants and x.device.type == 'cpu' and (
+                torch.compiler.is_compiling() or onednn.usable(x, self.proj.conv.weight)):
+            return self._forward_with_constants(x, add=x)
         return self._forward_as_matmuls(x, add=x)
 
     @property
@@ -229,61 +216,82 @@ class CascadedGroupAttention(nn.Module):
         maps = _map_of_tokens(torch.cat(outputs, dim=2), size, x)
         return self.proj(torch.relu(maps), add=add)
 
-    def _forward_as_constant_matmuls(self, x: Tensor, add: Tensor) -> Tensor:
-        """`_forward_as_matmuls` of the deployed form, with all that `_Constants` takes out of it.
+    def _forward_with_constants(self, x: Tensor, *, add: Tensor) -> Tensor:
+        """`_forward_as_matmuls` of the deployed form, with all that can be computed beforehand.
 
         A head is one product that makes query, key and value, one for the query's convolution, one
         for the scores and one for the outcome.
         """
-        size, constants = self.window_size, self._constants()
-        tokens = _window_tokens(x.to(constants.shift.dtype), size)
+        if not torch.compiler.is_compiling():
+            self._derived.get(self._folded_tensors(), self._derive_constants)
+        size, dtype = self.window_size, self.shift.dtype
+        tokens = _window_tokens(x.to(dtype), size)
         windows, per_window, _ = tokens.shape
         sizes = (self.key_dim, self.key_dim, self.value_dim)
+        biases = self.attention_biases.to(dtype)
+        matrices, shifts = (constant.split(self.key_dim)
+                            for constant in (self.query_matrices, self.query_shifts))
         outputs: list[Tensor] = []
         for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
             if outputs:
                 features = features + outputs[-1]
+            layer: Any = self.qkv[head]
             # Channels by windows by tokens, so that each channel's queries are a matrix.
-            qkv = torch.mm(constants.weights[head], features.flatten(0, 1).t())
+            qkv = torch.mm(layer.conv.weight.flatten(1), features.flatten(0, 1).t())
             query, key, value = qkv.view(-1, windows, per_window).split(sizes)
-            query = torch.baddbmm(
-                constants.query_shifts[head].expand(self.key_dim, windows, per_window),
-                query, constants.query_matrices[head])
-            scores = torch.baddbmm(constants.biases[head].expand(windows, per_window, per_window),
+            query = torch.baddbmm(shifts[head].expand(self.key_dim, windows, per_window),
+                                  query, matrices[head])
+            scores = torch.baddbmm(biases[head].expand(windows, per_window, per_window),
                                    query.permute(1, 2, 0), key.transpose(0, 1))
             outputs.append(scores.softmax(dim=-1) @ value.permute(1, 2, 0))
-        out = torch.cat(outputs, dim=2).add_(constants.shift).relu_()
+        out = torch.cat(outputs, dim=2).add_(self.shift).relu_()
         return self.proj(_map_of_tokens(out, size, x), add=add)
 
-    def _constants(self) -> '_Constants':
+    @property
+    def _has_constants(self) -> bool:
+        return self.deployed and self._folds and self.window_size ** 2 <= _MOST_TOKENS
+
+    def _folded_tensors(self) -> list[Tensor]:
         layers: list[Any] = [*self.qkv, *self.query_conv]
-        weights = [tensor for layer in layers for tensor in (layer.conv.weight, layer.conv.bias)]
-        return self._derived.get([*weights, self.attention_biases], self._derive_constants)
+        return [tensor for layer in layers for tensor in (layer.conv.weight, layer.conv.bias)]
 
     @torch.no_grad()
-    def _derive_constants(self) -> '_Constants':
-        size, keys, biases = self.window_size, self.key_dim, self.attention_biases
-        convs: list[Any] = [layer.conv for layer in self.qkv]
-        dtype = convs[0].weight.dtype
-        spikes = torch.eye(size * size, dtype=torch.double, device=biases.device)
-        found = _Constants([], [], [], biases.detach().to(dtype), torch.empty(0))
+    def _derive_constants(self) -> None:
+        """Compute what `_forward_with_constants` needs from the folded weights.
+
+        Each head's softmax sums to 1 over the keys. What a key's bias adds is the same for all
+        keys and changes nothing; what a value's bias adds reaches every token as it is, so that it
+        can be added behind all heads, and to the next head's query. Buffers, so that they move with
+        the weights, and are inputs of a compiled graph; not saved.
+
+        - ``query_matrices`` (heads * key_dim, N, N): each channel's convolution inside a window,
+          zero padding included. A small convolution costs a CPU ten times its arithmetic.
+        - ``query_shifts`` (heads * key_dim, 1, N): what the biases make of the query.
+        - ``shift`` (C,): what the biases make of the outcome.
+        """
+        if not self._has_constants:
+            return
+        size, keys = self.window_size, self.key_dim
+        qkv_convs: list[Any] = [layer.conv for layer in self.qkv]
+        query_convs: list[Any] = [layer.conv for layer in self.query_conv]
+        like = qkv_convs[0].weight
+        spikes = torch.eye(size * size, dtype=torch.double, device=like.device)
+        spikes = spikes.view(-1, 1, size, size).expand(-1, keys, -1, -1)
+        matrices: list[Tensor] = []
+        query_shifts: list[Tensor] = []
         shifts: list[Tensor] = []
-        for conv, query_layer in zip(convs, self.query_conv, strict=True):
-            query_conv: Any = query_layer.conv
-            weight, shift = conv.weight.flatten(1), conv.bias.double()
+        for conv, query_conv in zip(qkv_convs, query_convs, strict=True):
+            shift = conv.bias.double()
             if shifts:  # what the head before adds to every token's value goes through this one
-                shift = shift + weight.double() @ shifts[-1]
-            matrices = F.conv2d(spikes.view(-1, 1, size, size).expand(-1, keys, -1, -1),
-                                query_conv.weight.double(), padding=query_conv.padding,
-                                groups=keys)
-            matrices = matrices.flatten(2).transpose(0, 1)  # (keys, tokens before, tokens after)
-            query_shift = (shift[:keys, None, None] * matrices).sum(1, keepdim=True)
-            query_shift += query_conv.bias.double()[:, None, None]
-            found.weights.append(weight)
-            found.query_matrices.append(matrices.to(dtype).contiguous())
-            found.query_shifts.append(query_shift.to(dtype))
+                shift = shift + conv.weight.flatten(1).double() @ shifts[-1]
+            responses = F.conv2d(spikes, query_conv.weight.double(), padding=query_conv.padding,
+                                 groups=keys)
+            matrices.append(responses.flatten(2).transpose(0, 1))
+            query_shifts.append((shift[:keys, None, None] * matrices[-1]).sum(1, keepdim=True)
+                                + query_conv.bias.double()[:, None, None])
             shifts.append(shift[2 * keys:])
-        return found._replace(shift=torch.cat(shifts).to(dtype))
+        for name, parts in zip(_CONSTANTS, (matrices, query_shifts, shifts), strict=True):
+            setattr(self, name, torch.cat(parts).to(like.dtype))
 
     def _convolve_query(self, head: int, query: Tensor) -> Tensor:
         """Map a head's (windows, S, S, key_dim) to the same shape."""
@@ -316,3 +324,4 @@ class CascadedGroupAttention(nn.Module):
                 layer.conv.bias *= self.scale
         self.attention_biases = nn.Parameter(biases, requires_grad=False)
         self.deployed = True
+        self._derive_constants()

@@ -103,8 +103,7 @@ class ConvNorm(nn.Module):
                 y = self._packed.matmul(conv.weight, conv.bias, _tokens(x), relu=relu,
                                         add=None if add is None else _tokens(add))
                 return _maps(y, x)
-            if relu:
-                return onednn.convolution(x, conv)
+            return _finish(self._packed.convolve(conv, x, relu=relu), False, add, in_place=True)
         return _finish(self._convolve(x, conv.weight, conv.bias), relu, add, in_place=True)
 
     def switch_to_deploy(self) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .derived import Derived
 
-__all__ = ['PackedWeight', 'convolution', 'usable']
+__all__ = ['PackedWeight', 'usable']
 
 
 def usable(x: Tensor, weight: Tensor) -> bool:
@@ -35,7 +35,8 @@ def usable(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _dtypes() -> tuple[torch.dtype, ...]:
-    names = ('_linear_pointwise', '_reorder_linear_weight', '_convolution_pointwise')
+    names = ('_linear_pointwise', '_reorder_linear_weight', '_convolution_pointwise',
+             '_reorder_convolution_weight')
     if not torch.backends.mkldnn.is_available() \
             or not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return ()
@@ -44,7 +45,7 @@ def _dtypes() -> tuple[torch.dtype, ...]:
 
 
 class PackedWeight:
-    """A pointwise convolution's weight in oneDNN's order, which serves any number of pixels."""
+    """A convolution's weight in oneDNN's order."""
 
     def __init__(self) -> None:
         self._packed: Derived[Tensor] = Derived()
@@ -72,12 +73,18 @@ class PackedWeight:
             x, packed, bias, 'relu' if relu else 'none', [], '')
 
 
+    def convolve(self, conv: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+        """Compute ``conv(x)``, or ``relu(conv(x))``.
+
+        The order of the weight is the best one for the first image's size; it serves any other.
+        """
+        settings = conv.padding, conv.stride, conv.dilation, conv.groups
+        x, weight = x.to(conv.weight.dtype), conv.weight
+        packed = self._packed.get([weight], lambda: torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach(), *settings, x.shape))
+        return torch.ops.mkldnn._convolution_pointwise.default(
+            x, packed, conv.bias, *settings, 'relu' if relu else 'none', [], '')
+
+
 def _packed(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().flatten(1))
-
-
-def convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Compute ``relu(conv(x))``."""
-    return torch.ops.mkldnn._convolution_pointwise.default(
-        x.to(conv.weight.dtype), conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation,
-        conv.groups, 'relu', [], '')

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ...compat.compiler import check_compiler
+from ...compat.compiler import check_compiler, compiled
 from ...errors import UserError
 from ...models.fuse import deploy
 from ...models.layers import ConvNorm
@@ -145,13 +145,11 @@ def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool)
     # its limit of eight it would go on uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    options: dict[str, Any] = {'triton.cudagraphs': graph}
-    if mode == 'inference' and device.type == 'cpu':
-        options['freezing'] = True  # reorders weights once and not at every run
     for part in _COMPILED_PARTS:
         if part in model:
-            compiled: Any = torch.compile(model[part], dynamic=False, options=options)
-            model[part] = compiled
+            module = model[part]
+            module.forward = compiled(  # type: ignore[method-assign]
+                module.forward, device.type, inference=mode == 'inference', cuda_graphs=graph)
 
 
 def _inference(model: nn.ModuleDict, image: Tensor, graph: bool) -> Case:
