@@ -84,6 +84,10 @@ def benchmark_parser() -> argparse.ArgumentParser:
     how.add_argument('--batch', type=int, default=1, help='images at once (1)')
     how.add_argument('--repeats', type=int, default=30, help='runs that count (30)')
     how.add_argument('--threads', type=int, metavar='N', help='CPU threads (as torch chooses)')
+    how.add_argument('--system-malloc', action='store_true',
+                     help='leave malloc as the system has it, in which a CPU pays for new pages at '
+                     'every run; without it all models run as in tools/train.py and tools/test.py '
+                     '--fast, which keep freed memory')
     how.add_argument('--device', default='cpu', help='as torch names it (cpu)')
     how.add_argument('--seed', type=int, default=0, help='seed of weights, images, turns (0)')
     how.add_argument('--json', type=Path, metavar='FILE', help='write all figures there too')

@@ -27,10 +27,11 @@ def compiled(forward: Callable[..., Any], device: str, *, inference: bool,
     # One graph for all sizes took minutes to make, as windows cut them everywhere.
     if device != 'cpu':
         return torch.compile(forward, dynamic=False, options={'triton.cudagraphs': cuda_graphs})
-    # The hundreds of calls of a graph take Python a tenth of the time of a small image.
-    graph = torch.compile(forward, dynamic=False, options={'cpp_wrapper': True})
     if not inference:
-        return graph
+        return torch.compile(forward, dynamic=False)
+    # Python takes a tenth of a small image's time for the hundreds of calls of a graph. C++ does
+    # not; for a training step, its compiler takes minutes.
+    graph = torch.compile(forward, dynamic=False, options={'cpp_wrapper': True})
     from torch._inductor import config
 
     @functools.wraps(forward)

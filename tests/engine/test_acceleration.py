@@ -11,7 +11,7 @@ from torch import nn
 from torch._inductor import config as inductor
 
 from evit_mm.cli import test_parser, train_parser
-from evit_mm.compat.compiler import check_compiler
+from evit_mm.compat.compiler import check_compiler, compiled
 from evit_mm.engine import acceleration, test, train
 from evit_mm.engine.acceleration import RECOMMENDED, Acceleration, AccelerationHook, requested
 from evit_mm.errors import UserError
@@ -181,4 +181,23 @@ def test_compiles_a_graph_for_each_size(monkeypatch):
             torch.testing.assert_close(model(image), output)
     hook.after_run(None)
     assert said == ['torch.compile: 3 graphs compiled']
+
+
+@pytest.mark.slow
+def test_compiled_inference_packs_weights():
+    """The setting for it is lost silently where torch.compile takes it too late."""
+    try:
+        check_compiler('cpu', '--compile')
+    except UserError as error:
+        pytest.skip(str(error))
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    image = torch.randn(1, 8, 9, 7)
+    with torch.inference_mode():
+        found = compiled(conv, 'cpu', inference=True)(image)
+        torch.testing.assert_close(found, conv(image))
+    assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
 

@@ -75,6 +75,62 @@ def test_custom_archs(arch):
     assert relative(deployed(images), plain(images)) < 1e-5
 
 
+@pytest.mark.parametrize('window', [1, 2, 8, 9])
+@torch.no_grad()
+def test_windows(window):
+    """Up to 8 the query's convolutions are matrices, beyond they stay convolutions."""
+    plain = randomise(EfficientViT(TINY, window_sizes=window))
+    deployed = copy.deepcopy(plain).switch_to_deploy()
+    constants = deployed.stages[0].blocks[0].attn.query_matrices
+    assert (constants is None) == (window > 8)
+    images = torch.randn(2, 3, 290, 131)
+    assert relative(deployed(images), plain(images)) < 1e-5
+
+
+def edited(deployed, other):
+    """Change weights in place, one by one."""
+    for parameter, value in zip(deployed.parameters(), other.parameters(), strict=True):
+        parameter.copy_(value)
+
+
+def loaded(deployed, other):
+    deployed.load_state_dict(other.state_dict())
+
+
+def moved(deployed, other):
+    loaded(deployed, other)
+    deployed.double().float()
+
+
+@pytest.mark.parametrize('change', [edited, loaded, moved])
+@torch.no_grad()
+def test_constants_follow_the_weights(change):
+    """No output may mix new weights with what was computed from old ones."""
+    deployed = randomise(EfficientViT(TINY)).switch_to_deploy()
+    other = randomise(EfficientViT(TINY), seed=1).switch_to_deploy()
+    images = torch.randn(1, 3, 97, 131)
+    before, expected = deployed(images), other(images)
+    change(deployed, other)
+    assert relative(deployed(images), expected) < 1e-6 < relative(before, expected)
+    twin = copy.deepcopy(deployed)
+    loaded(twin, randomise(EfficientViT(TINY)).switch_to_deploy())
+    assert relative(twin(images), before) < 1e-6
+    assert relative(deployed(images), expected) < 1e-6
+    assert not [key for key in deployed.state_dict() if 'query_matrices' in key]
+
+
+@torch.no_grad()
+def test_a_compiled_graph_takes_the_constants():
+    """What a graph reads when it is traced is right without a run before it, and after a load."""
+    deployed = randomise(EfficientViT(TINY)).switch_to_deploy()
+    other = randomise(EfficientViT(TINY), seed=1)
+    loaded(deployed, copy.deepcopy(other).switch_to_deploy())
+    torch.compiler.reset()
+    compiled = torch.compile(deployed, backend='eager', fullgraph=True)
+    images = torch.randn(1, 3, 97, 131)
+    assert relative(compiled(images), other(images)) < 1e-5
+
+
 @torch.no_grad()
 def test_another_normalisation_stays():
     plain = randomise(EfficientViT(TINY, norm_cfg=dict(type='GN', num_groups=2)))

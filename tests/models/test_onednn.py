@@ -70,9 +70,15 @@ def test_pointwise(shape, dtype, tolerance, last, calls):
 @torch.no_grad()
 def test_other_convolutions(options):
     layer = deployed(24, 48, 3, **options)
-    x = torch.randn(2, 24, 19, 14).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(layer(x, relu=True), by_torch(layer, x, relu=True),
-                               rtol=1e-5, atol=1e-5)
+    packed = None
+    for shape in ((2, 24, 19, 14), (1, 24, 70, 91), (3, 24, 1, 1)):
+        for layout in (torch.channels_last, torch.contiguous_format):
+            x = torch.randn(shape).contiguous(memory_format=layout)
+            for relu in (False, True):
+                torch.testing.assert_close(layer(x, relu=relu), by_torch(layer, x, relu=relu),
+                                           rtol=1e-5, atol=1e-5)
+            packed = packed if packed is not None else layer._packed._packed._entry[2]
+            assert layer._packed._packed._entry[2] is packed  # one order for all sizes
 
 
 def replaced(layer):

@@ -34,7 +34,7 @@ def benchmark(options: Namespace) -> list[Row]:
     """
     _check(options)
     device = machine.use(options.device, threads=options.threads)
-    if device.type == 'cpu':
+    if device.type == 'cpu' and not options.system_malloc:
         keep_freed_memory()  # as the tools do, for all of them: half of the spread is page faults
     place = machine.describe(device)
     forms = list(_forms(options, options.forms or _default_forms(options.mode)))

@@ -129,21 +129,21 @@ def test_compiling_without_a_compiler_is_told(network, image, monkeypatch):
 def test_backbone_and_neck_are_compiled_after_folding(network, image, monkeypatch):
     seen = []
 
-    def compiled(module, **options):
-        seen.append((module, options))
-        return module
+    def compiled(forward, device, **options):
+        seen.append((forward.__self__, device, options))
+        return forward
 
-    monkeypatch.setattr(torch, 'compile', compiled)
+    monkeypatch.setattr(forms, 'compiled', compiled)
     monkeypatch.setattr(forms, 'check_compiler', lambda *_: None)
     for peer in (False, True):
         seen.clear()
         case = dress(network.model, Form('compiled'), image, peer=peer)
-        assert [module for module, _ in seen] == list(case.model.values())
+        assert [module for module, *_ in seen] == list(case.model.values())
         folded = not any(isinstance(module, _BatchNorm) for module in case.model.modules())
         assert folded is not peer
-        assert seen[0][1]['options']['freezing'] and not seen[0][1]['dynamic']
+        assert seen[0][1:] == ('cpu', dict(inference=True, cuda_graphs=False))
     dress(network.model, Form('compiled'), image, mode='train')
-    assert 'freezing' not in seen[-1][1]['options']
+    assert seen[-1][2] == dict(inference=False, cuda_graphs=False)
 
 
 def test_mistakes_are_told(network, image):
