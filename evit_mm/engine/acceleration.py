@@ -2,7 +2,7 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..compat.compiler import check_compiler, compiled
 from ..errors import ConfigError, UserError
 from ..models.fuse import deploy
+from .bfloat16 import compute_in_bfloat16, replace_forward
 
 __all__ = ['RECOMMENDED', 'Acceleration', 'AccelerationHook', 'accelerate', 'requested']
 
@@ -29,7 +30,8 @@ class Acceleration:
         channels_last: Keep weights and feature maps in torch's channels-last memory format.
         compile: Run backbone and neck through torch.compile; heads and losses stay as they are.
         bf16: Compute backbone, neck and heads in bfloat16 by autocast. What they return is float32
-            again, so losses, boxes and scores lose no more digits.
+            again, so losses, boxes and scores lose no more digits; in a test, the last layers of
+            the heads compute in float32 themselves.
     """
 
     deploy: bool = False
@@ -140,12 +142,13 @@ class AccelerationHook(Hook):
             self._graphs_before = _graphs()
             for part in _parts(model, 'backbone', 'neck'):
                 # A graph a size, up to dynamo's limit of them; further sizes run as they were.
-                _replace_forward(part, compiled(part.forward, device, inference=testing))
+                replace_forward(part, compiled(part.forward, device, inference=testing))
         if wanted.bf16:
+            heads = set(_parts(model, 'head'))
             for part in _parts(model, 'backbone', 'neck', 'head'):
-                if wanted.deploy and testing:
-                    _round_weights(part)
-                _replace_forward(part, _in_bfloat16(part.forward, device))
+                # Rounding weights for good is for tests alone, and part of the deploy form.
+                compute_in_bfloat16(part, device, rounds=testing and wanted.deploy,
+                                    predicts=testing and part in heads)
 
 
 def _parts(model: nn.Module, *kinds: str) -> list[nn.Module]:
@@ -166,41 +169,10 @@ def _unlisted(module: nn.Module) -> Iterator[nn.Module]:
         yield from _unlisted(child)
 
 
-def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Give one module another forward; its type, its hooks and its weights' names stay."""
-    module.forward = forward  # type: ignore[method-assign]
-
-
 def _to_channels_last(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.contiguous(memory_format=torch.channels_last)
                  if isinstance(value, Tensor) and value.dim() == 4 else value
                  for value in arguments)
-
-
-def _round_weights(part: nn.Module) -> None:
-    """Round once what autocast would round at every image: weights of convolutions and the like."""
-    for module in part.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            module.bfloat16()
-
-
-def _in_bfloat16(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            outputs = forward(*arguments, **named)
-        return _in_float32(outputs)
-
-    return wrapped
-
-
-def _in_float32(outputs: Any) -> Any:
-    if isinstance(outputs, Tensor):
-        return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-    if type(outputs) in (list, tuple):
-        return type(outputs)(_in_float32(value) for value in outputs)
-    if type(outputs) is dict:
-        return {key: _in_float32(value) for key, value in outputs.items()}
-    return outputs
 
 
 def _graphs() -> int:

@@ -80,12 +80,40 @@ def test_weights_are_rounded_once_for_tests_of_the_deployed_form():
     assert types == {torch.bfloat16}
     assert model.bottleneck.weight.dtype == torch.float32  # part of nothing that is accelerated
     with torch.no_grad():
-        found, expected = model(image), twin(image)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+        for _ in range(2):
+            found, expected = model(image), twin(image)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
     training = Detector()
     apply(training, 'before_train', deploy=True, bf16=True)
     assert all(p.dtype == torch.float32 for p in training.parameters())
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+@torch.no_grad()
+def test_scores_keep_their_digits(deploy):
+    """In bfloat16, 10,000 scores would have a few hundred values, and ties choose boxes."""
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.scores = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return [self.scores(self.tower(x)), {'other': self.scores(x)}]
+
+    model = nn.ModuleDict(dict(bbox_head=Head().eval()))
+    head = model['bbox_head']
+    apply(model, bf16=True, deploy=deploy)
+    types = []
+    head.tower.register_forward_hook(lambda *called: types.append(called[-1].dtype))
+    features = torch.randn(1, 8, 100, 100)
+    for _ in range(2):  # the first call finds the last layer
+        scores, others = head(features)
+        assert len(scores.unique()) > 0.99 * scores.numel()
+        assert others['other'].dtype == torch.float32
+    assert set(types) == {torch.bfloat16}
+    assert head.tower.weight.dtype == (torch.bfloat16 if deploy else torch.float32)
+    assert head.scores.weight.dtype == torch.float32
 
 
 def test_gradients_pass_bfloat16():
