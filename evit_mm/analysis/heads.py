@@ -4,7 +4,7 @@ What tools/analyze.py heads does: read images, run models, compare maps, print, 
 """
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,13 @@ CONVENTION = (
     'with two heads or more. Queries of padding are left out, its keys are not; what Swin masks '
     'counts as 0.')
 
+_SAVED_EVERY = 32
+"""Images after which the sums of a model that is not finished are written."""
+
+_LINES = tuple(colour for name, colour in PALETTE.items() if name != 'yellow')
+"""Colours of lines; a thin yellow one is hard to see on white."""
+
+_STYLES = ('-', '--', '-.', ':')
 _MARKERS = 'os^Dv<>P'
 _LINE = 100
 
@@ -103,6 +110,22 @@ class _Sums:
         self.maximum += cosines.masked_fill(own, -1).amax(2).sum(0)
         self.mean += cosines.masked_fill(own, 0).sum((0, 2)) / (self.heads - 1)
 
+    def plain(self) -> dict[str, Any]:
+        """What JSON keeps exactly, for `restored`."""
+        return {'heads': self.heads, 'tokens': self.tokens, 'windows': self.windows,
+                'maximum': self.maximum.tolist(), 'mean': self.mean.tolist()}
+
+    @classmethod
+    def restored(cls, found: Mapping[str, Any]) -> '_Sums':
+        """The sums that `plain` described."""
+        sums = cls(found['heads'], found['tokens'])
+        sums.windows = found['windows']
+        for name in ('maximum', 'mean'):
+            # None is what JSON has for numbers that are not finite.
+            numbers = [float('nan') if number is None else number for number in found[name]]
+            setattr(sums, name, torch.tensor(numbers, dtype=torch.float64))
+        return sums
+
     def result(self, block: str) -> BlockSimilarity:
         """The averages over windows and heads."""
         if self.heads == 1:
@@ -115,7 +138,9 @@ class _Sums:
                                mean.mean().item(), tuple(maximum.tolist()))
 
 
-def head_similarity(model: nn.Module, batches: Iterable[Tensor], *, class_token: bool = True
+def head_similarity(model: nn.Module, batches: Iterable[Tensor], *, class_token: bool = True,
+                    earlier: Mapping[str, Any] | None = None,
+                    after_batch: Callable[[Callable[[], dict[str, Any]]], Any] = lambda sums: None
                     ) -> list[BlockSimilarity]:
     """Compare the attention maps of the heads of every block; see `CONVENTION`.
 
@@ -123,6 +148,8 @@ def head_similarity(model: nn.Module, batches: Iterable[Tensor], *, class_token:
         model: In inference mode; of the kinds that `capture_maps` knows.
         batches: Normalised images (B, 3, H, W), on the model's device.
         class_token: Whether tokens before those of the image belong to a map.
+        earlier: Sums to go on from, of batches that are not repeated.
+        after_batch: Called after each batch with a function that gives the sums so far.
 
     Returns:
         list[BlockSimilarity]: In the order in which the blocks run.
@@ -131,7 +158,7 @@ def head_similarity(model: nn.Module, batches: Iterable[Tensor], *, class_token:
         UserError: If the model has no attention block of a known kind, or maps that are not
             finite.
     """
-    sums: dict[str, _Sums] = {}
+    sums = {block: _Sums.restored(found) for block, found in (earlier or {}).items()}
 
     def receive(captured: AttentionMaps) -> None:
         if not class_token:
@@ -142,6 +169,7 @@ def head_similarity(model: nn.Module, batches: Iterable[Tensor], *, class_token:
     with capture_maps(model, receive), torch.inference_mode():
         for images in batches:
             model(images)
+            after_batch(lambda: {block: found.plain() for block, found in sums.items()})
     return [found.result(block) for block, found in sums.items()]
 
 
@@ -169,10 +197,10 @@ def analyze_heads(options: Namespace) -> Results:
         'images': options.images or options.dataset, 'data_root': options.data_root,
         'num_images': len(chosen), 'of_images': len(paths), 'shape': options.shape,
         'seed': options.seed, 'pretrained': options.pretrained, 'checkpoint': options.checkpoint,
-        'cfg_options': options.cfg_options}, overwrite=options.overwrite)
+        'cfg_options': options.cfg_options}, overwrite=options.overwrite, wanted=models)
     for name in models:
         if name not in results:
-            results.add(name, _analyze(name, options, chosen, device))
+            results.add(name, _analyze(name, options, chosen, device, results))
     found = {name: results[name] for name in models}
     print(_report(found, results.settings))
     _draw(found, options.out / 'heads.png')
@@ -180,19 +208,30 @@ def analyze_heads(options: Namespace) -> Results:
     return results
 
 
-def _analyze(name: str, options: Namespace, paths: Sequence[Path], device: torch.device
-             ) -> dict[str, Any]:
+def _analyze(name: str, options: Namespace, paths: Sequence[Path], device: torch.device,
+             results: Results) -> dict[str, Any]:
     torch.manual_seed(options.seed)  # not what the models before it left
     model, weights = _model(name, options)
     preprocessing = _preprocessing(name, model, options.shape)
     # Neck and heads have no say in the maps, and a second stage needs more than images.
     backbone = getattr(model, 'backbone', None)
     runs = backbone if isinstance(backbone, nn.Module) else model
-    batches = _batches(paths, preprocessing, options.batch, device, _label(name))
+    partial = results.partial(name) or {'images': 0, 'blocks': {}}
+    done = saved = partial['images']
+    batches = _batches(paths[done:], preprocessing, options.batch, device, _label(name))
+
+    def after_batch(sums: Callable[[], dict[str, Any]]) -> None:
+        nonlocal done, saved
+        done = min(done + options.batch, len(paths))
+        if done - saved >= _SAVED_EVERY and done < len(paths):
+            results.add_partial(name, {'images': done, 'blocks': sums()})
+            saved = done
+
     height, width = preprocessing.shape
     try:
         blocks = head_similarity(runs.to(device), batches,
-                                 class_token=options.class_token == 'keep')
+                                 class_token=options.class_token == 'keep',
+                                 earlier=partial['blocks'], after_batch=after_batch)
     except torch.OutOfMemoryError as error:
         raise UserError(f'{device} has too little memory for {options.batch} images of {height}x'
                         f'{width} at once: pass a smaller --batch') from error
@@ -316,11 +355,11 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     """One line per model over its blocks, as in the paper's figure of head similarity."""
     with drawing(path, height=2.4 + 0.14 * ((len(found) + 2) // 3)) as figure:
         axes = figure.add_subplot()
-        colours = list(PALETTE.values())
         for index, (name, item) in enumerate(found.items()):
             heights = [float('nan') if block['maximum'] is None else block['maximum']
                        for block in item['blocks']]
-            axes.plot(range(1, len(heights) + 1), heights, color=colours[index % len(colours)],
+            axes.plot(range(1, len(heights) + 1), heights, color=_LINES[index % len(_LINES)],
+                      linestyle=_STYLES[index % len(_STYLES)],
                       marker=_MARKERS[index % len(_MARKERS)], label=_label(name))
         most = max(len(item['blocks']) for item in found.values())
         axes.set_xticks(range(1, most + 1))
@@ -328,7 +367,8 @@ def _draw(found: dict[str, Any], path: Path) -> None:
         axes.set_ylim(0, 1.05)  # all that cosines of maps can be, so that figures compare
         axes.set_ylabel('maximum cosine similarity')
         axes.grid(axis='y', visible=True)
-        figure.legend(loc='outside upper center', ncols=min(3, len(found)))
+        # Long handles, so that dashes and dots show.
+        figure.legend(loc='outside upper center', ncols=min(3, len(found)), handlelength=2.6)
 
 
 def _label(name: str) -> str:

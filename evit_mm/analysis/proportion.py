@@ -7,6 +7,7 @@ machine does besides meets both.
 
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,17 +24,18 @@ from ..models import EfficientViT
 from . import machine
 from .cost import count_macs, count_parameters
 from .figures import PALETTE, drawing
-from .matching import Widths, match_speed
+from .matching import Match, Widths, match_speed
 from .members import EfficientViTMember, Member, member_of
 from .results import Results
-from .runtime import Step, average, build_step, profile_step, summarise
+from .runtime import Step, average, build_step, must_run, profile_step, summarise
 from .subjects import build_subject
 from .tables import format_table
-from .timing import Stopwatch, Turns, quartiles, take_turns
+from .timing import Stopwatch, quartiles, take_turns
 
 __all__ = ['analyze_proportion', 'train_a_step', 'write_arch']
 
 _CAREFUL = 3  # times the repeats, where a measurement is to be relied on
+_CHECK = (2, 3, 64, 64)  # images on which a config is tried: one alone has no batch statistics
 _DEIT = 'timm://deit_tiny_patch16_224'
 
 
@@ -71,67 +73,129 @@ def analyze_proportion(options: Namespace) -> dict[str, Any]:
         'batch': options.batch, 'tolerance': options.tolerance, 'repeats': options.repeats,
         'config': options.config, 'seed': options.seed, 'device': machine.describe(device),
         'torch': torch.__version__}
-    results = Results(options.out / 'proportion.json', settings, overwrite=options.overwrite)
+    results = Results(options.out / 'proportion.json', settings, overwrite=options.overwrite,
+                      wanted=members)
     images = torch.randn(options.batch, 3, *size, device=device)
-    reference = build_step(reference_name, images)
+    missing = [key for key in members if key not in results]
+    if missing:
+        reference = build_step(reference_name, images)
+        with must_run(reference_name, images):
+            reference()
+            reference_macs = _count_macs(reference)
+    for key in missing:
+        _check(key, members[key], images, options)
+    written = []
     for key, member in tqdm(members.items(), unit='member', leave=False, disable=None):
-        if key not in results:
-            results.add(key, _matched(key, member, reference, options))
+        if key in missing:
+            tries = _Tries(key, member, reference, results, options)
+            match = match_speed(member.ladder(), member.units, tries.speed, tries.cost,
+                                reference_macs, tolerance=options.tolerance)
+            results.add(key, tries.finding(match))
+        if isinstance(member, EfficientViTMember):
+            path = options.out / f'arch_share_{key}.py'
+            write_arch(path, results[key], f'as fast as {reference_name}', options.config)
+            written.append(path)
+            if key in missing:
+                train_a_step(path, torch.randn(_CHECK, device=images.device))
     found = {key: results[key] for key in members}
     print(f'as fast as {reference_name} to {options.tolerance:.1%}, inference of {options.batch} x '
           f'3 x {size[0]} x {size[1]}, {settings["device"]}')
     print(_table(found))
     print(_notes(found))
     _draw(options.out / 'proportion.png', found)
-    print(f'written: {results.path}, {options.out / "proportion.png"}'
-          + f' and {options.out / "arch_share_*.py"}' * (options.family != 'deit'))
+    paths = [str(path) for path in (results.path, options.out / 'proportion.png', *written)]
+    print(f'written: {", ".join(paths[:-1])} and {paths[-1]}')
     return found
 
 
-def _matched(key: str, member: Member, reference: Step, options: Namespace) -> dict[str, Any]:
-    """Find the widths of a member, profile it, and write its ``arch``."""
-    images, repeats = reference.images, options.repeats
-    measured: dict[Widths, Turns] = {}
-    paired: dict[Widths, list[float]] = {}
+def _check(key: str, member: Member, images: Tensor, options: Namespace) -> None:
+    """Fail now if a member can't run, or its config can't be trained: the search takes long."""
+    with must_run(f'the member of share {key}', images):
+        Step(member.build(member.base).to(images.device), images, train=False)()
+    if not options.config:
+        return
+    # Beside the files to come, so that what they inherit is found from here too.
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        path = Path(folder) / 'arch.py'
+        layers = member.layers
+        write_arch(path, {'share': layers.share, 'attention_layers': layers.attention,
+                          'layers': layers.total, 'built_from': member.describe(member.base)},
+                   'of widths to begin with', options.config)
+        try:
+            train_a_step(path, torch.randn(_CHECK, device=images.device))
+        except UserError as error:
+            raise UserError(f'--config {options.config} can\'t be trained with the member of share '
+                            f'{key}: {error}') from error
 
-    def speed(widths: Widths, *, careful: bool) -> float:
-        step = Step(member.build(widths).to(images.device), images, train=False)
+
+class _Tries:
+    """What the search for a member's widths measures.
+
+    Every measurement is stored at once. A search depends on nothing but its measurements: with
+    those of an interrupted one it gets to where that was.
+
+    Args:
+        key: The member's name among the results.
+        member: Whose widths are searched.
+        reference: What it is compared with.
+        results: Where measurements are, and are stored.
+        options: Of the command line.
+    """
+
+    def __init__(self, key: str, member: Member, reference: Step, results: Results,
+                 options: Namespace) -> None:
+        self.key, self.member, self.reference = key, member, reference
+        self.results, self.options = results, options
+        self._tried: dict[tuple[Widths, bool], dict[str, Any]] = {
+            (tuple(found['widths']), found['careful']): found
+            for found in results.partial(key) or []}
+
+    def speed(self, widths: Widths, *, careful: bool) -> float:
+        """How many times as fast as the reference these widths are."""
+        if (widths, careful) not in self._tried:
+            self._tried[widths, careful] = self._measure(widths, careful)
+            self.results.add_partial(self.key, list(self._tried.values()))
+        return float(self._tried[widths, careful]['speed'])
+
+    def _measure(self, widths: Widths, careful: bool) -> dict[str, Any]:
+        options, reference = self.options, self.reference
+        images = reference.images
+        step = Step(self.member.build(widths).to(images.device), images, train=False)
         turns = take_turns(
             {'reference': {'step': lambda _: reference()}, 'member': {'step': lambda _: step()}},
             {'reference': None, 'member': None}, Stopwatch(images.device),
-            repeats=repeats * _CAREFUL if careful else repeats, seed=options.seed,
-            progress=sys.stderr.isatty(), title=f'share {key}, widths {widths}')
+            repeats=options.repeats * _CAREFUL if careful else options.repeats, seed=options.seed,
+            progress=sys.stderr.isatty(), title=f'share {self.key}, widths {widths}')
         for name, found in turns.items():
             if found.failure:
                 raise UserError(f'the {name} of widths {widths} can\'t run: {found.failure}')
-        measured[widths] = turns['member']
-        paired[widths] = [theirs / own for theirs, own in zip(
+        speeds = [theirs / own for theirs, own in zip(
             turns['reference'].totals, turns['member'].totals, strict=True)]
-        return median(paired[widths])
+        return {'widths': widths, 'careful': careful, 'speed': median(speeds),
+                'speed_quartiles': quartiles(speeds), 'step_ms': turns['member'].milliseconds}
 
-    def cost(widths: Widths) -> float:
-        with torch.device('meta'):  # multiply-adds can be counted without doing them
-            return _count_macs(Step(member.build(widths), images.to('meta'), train=False))
+    def cost(self, widths: Widths) -> float:
+        """Multiply-adds of all images."""
+        with torch.device('meta'):  # they can be counted without doing them
+            return _count_macs(Step(self.member.build(widths), self.reference.images.to('meta'),
+                                    train=False))
 
-    match = match_speed(member.ladder(), member.units, speed, cost, _count_macs(reference),
-                        tolerance=options.tolerance)
-    model = member.build(match.widths).to(images.device)
-    step = Step(model, images, train=False)
-    step()
-    profile = average([profile_step(step, images.device) for _ in range(repeats)])
-    finding = {
-        'share': member.layers.share, 'attention_layers': member.layers.attention,
-        'layers': member.layers.total, 'widths': match.widths, 'speed': match.speed,
-        'speed_quartiles': quartiles(paired[match.widths]), 'within_tolerance': match.found,
-        'tries': match.tries, 'step_ms': measured[match.widths].milliseconds,
-        'parameters': count_parameters([model]), 'macs': cost(match.widths) / len(images),
-        'built_from': member.describe(match.widths), **summarise(profile)}
-    if isinstance(member, EfficientViTMember):
-        path = options.out / f'arch_share_{key}.py'
-        write_arch(path, finding, f'as fast as {options.reference or options.family}',
-                   options.config)
-        train_a_step(path, images[:2])
-    return finding
+    def finding(self, match: Match) -> dict[str, Any]:
+        """Profile the widths that were found, and say all of them."""
+        member, images = self.member, self.reference.images
+        model = member.build(match.widths).to(images.device)
+        step = Step(model, images, train=False)
+        step()
+        profile = average([profile_step(step, images.device) for _ in range(self.options.repeats)])
+        measured = self._tried[match.widths, True]
+        return {
+            'share': member.layers.share, 'attention_layers': member.layers.attention,
+            'layers': member.layers.total, 'widths': match.widths, 'speed': match.speed,
+            'speed_quartiles': measured['speed_quartiles'], 'within_tolerance': match.found,
+            'tries': match.tries, 'step_ms': measured['step_ms'],
+            'parameters': count_parameters([model]),
+            'macs': self.cost(match.widths) / len(images),
+            'built_from': member.describe(match.widths), **summarise(profile)}
 
 
 def _count_macs(step: Step) -> float:
@@ -207,12 +271,14 @@ def train_a_step(path: Path, images: Tensor) -> float:
 
     Raises:
         ConfigError: If the file holds something else.
+        UserError: If the model can't be trained.
     """
     config = load_config(path)
     model = (build_subject(str(path)) if config.get('model')
              else EfficientViT(config.get('arch'), norm_eval=True))
     step = Step(model.to(images.device), images, train=True)
-    step()
+    with must_run(str(path), images, train=True):
+        step()
     gradients = [parameter.grad.norm() for parameter in model.parameters()
                  if parameter.grad is not None]
     return float(torch.stack(gradients).norm())

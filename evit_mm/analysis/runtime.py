@@ -10,7 +10,8 @@ import re
 import time
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,9 +32,10 @@ from .operations import ADD, COMPUTE, COPY, KINDS, MEMORY_BOUND, NORM, OTHER, SO
 from .results import Results
 from .subjects import TIMM, build_subject, is_config
 from .tables import format_table
+from .timing import reason
 
-__all__ = ['FORMS', 'Profile', 'Step', 'analyze_runtime', 'average', 'build_step', 'profile_step',
-           'split_form', 'summarise']
+__all__ = ['FORMS', 'Profile', 'Step', 'analyze_runtime', 'average', 'build_step', 'must_run',
+           'profile_step', 'split_form', 'summarise']
 
 FORMS = ('plain', 'deploy')
 """What may follow a model's name behind a colon."""
@@ -49,7 +51,8 @@ class Step:
     """One inference, or one training step: forward and backward pass, without the optimizer.
 
     The loss of a training step is the mean square of each output, summed: what a model's own loss
-    costs depends on its data.
+    costs depends on its data. Parts without an output of their own, such as the head that proposes
+    a two-stage detector's regions, then run forward only.
 
     Args:
         model: On its device. A detector or segmentor runs up to its head's raw outputs.
@@ -61,19 +64,65 @@ class Step:
         self.model = model.train(train)
         self.images = images
         self.train = train
-        self._arguments = {'mode': 'tensor'} if isinstance(model, BaseModel) else {}
+        self._arguments = _arguments(model, images)
 
     def __call__(self) -> None:
-        """Run, and wait until the device is done."""
+        """Run, and wait until the device is done.
+
+        Raises:
+            ValueError: If there is nothing to train.
+        """
         if self.train:
             self.model.zero_grad(set_to_none=True)
             outputs = _tensors(self.model(self.images, **self._arguments))
+            if not outputs:
+                raise ValueError('none of its outputs can be trained')
             torch.stack([output.square().mean() for output in outputs]).sum().backward()
         else:
             with torch.inference_mode():
                 self.model(self.images, **self._arguments)
         if self.images.is_cuda:
             torch.cuda.synchronize(self.images.device)
+
+
+def _arguments(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """What a model is called with besides the images."""
+    if not isinstance(model, BaseModel):
+        return {}
+    # By name: mmdet, which segmentation does without, is imported for its own models alone.
+    if not any(kind.__module__.startswith('mmdet.') for kind in type(model).__mro__):
+        return {'mode': 'tensor'}
+    from mmdet.structures import DetDataSample
+
+    # Detectors of two stages clip the regions that they propose to the image.
+    size = tuple(images.shape[-2:])
+    sample = {'img_shape': size, 'ori_shape': size, 'pad_shape': size, 'batch_input_shape': size,
+              'scale_factor': (1.0, 1.0)}
+    return {'mode': 'tensor', 'data_samples': [DetDataSample(metainfo=sample) for _ in images]}
+
+
+@contextmanager
+def must_run(name: str, images: Tensor, *, train: bool = False) -> Iterator[None]:
+    """Turn every error of a model that runs within into a sentence.
+
+    Args:
+        name: Of the model.
+        images: What it is given.
+        train: Whether it is trained.
+
+    Raises:
+        UserError: If the model can't run.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(f'{name} needs more memory than {machine.describe(images.device)} has; '
+                        'what was measured before is kept') from error
+    except Exception as error:  # of others' models, and of sizes and batches that they can't take
+        raise UserError(f'{name} can\'t run on {tuple(images.shape)} in '
+                        f'{"training" if train else "inference"}: {reason(error)}') from error
 
 
 @dataclass(frozen=True)
@@ -244,8 +293,8 @@ def _build(name: str, size: Sequence[int], options: Mapping[str, Any]) -> nn.Mod
 
 def _tensors(outputs: Any) -> list[Tensor]:
     """The tensors that can be trained, out of nested lists, tuples and dicts."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.requires_grad else []
+    if isinstance(outputs, Tensor):  # an empty one has no mean
+        return [outputs] if outputs.requires_grad and outputs.numel() else []
     if isinstance(outputs, Mapping):
         outputs = outputs.values()
     elif not isinstance(outputs, Iterable):
@@ -294,8 +343,9 @@ def analyze_runtime(options: Namespace) -> dict[str, Any]:
         'options': options.options or {}, 'fused_attention': not options.unfused,
         'repeats': options.repeats, 'seed': options.seed,
         'device': machine.describe(device), 'torch': torch.__version__}
-    results = Results(options.out / 'runtime.json', settings, overwrite=options.overwrite)
     models = list(dict.fromkeys(options.models))
+    results = Results(options.out / 'runtime.json', settings, overwrite=options.overwrite,
+                      wanted=models)
     for name in tqdm(models, unit='model', leave=False, disable=None):
         if name in results:
             continue
@@ -315,8 +365,7 @@ def analyze_runtime(options: Namespace) -> dict[str, Any]:
 
 
 def _measure(name: str, step: Step, repeats: int) -> dict[str, Any]:
-    device = step.images.device
-    try:
+    with must_run(name, step.images, train=step.train):
         for _ in range(_WARM_UP):
             step()
         times, profiles = [], []
@@ -324,15 +373,7 @@ def _measure(name: str, step: Step, repeats: int) -> dict[str, Any]:
             started = time.perf_counter()
             step()
             times.append((time.perf_counter() - started) * 1e3)
-            profiles.append(profile_step(step, device))
-    except torch.OutOfMemoryError as error:
-        raise UserError(f'{name} needs more memory than {machine.describe(device)} has; what was '
-                        'measured before is kept') from error
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        # Of models that are not ours, and of sizes and batches that they can't take.
-        raise UserError(f'{name} can\'t run on {tuple(step.images.shape)} in '
-                        f'{"training" if step.train else "inference"}: '
-                        f'{" ".join(str(error).split())[:300]}') from error
+            profiles.append(profile_step(step, step.images.device))
     return {'step_ms': median(times), **summarise(average(profiles))}
 
 
@@ -356,7 +397,10 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _draw(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    with drawing(path, width=HALF_PAGE, height=1.1 + 0.28 * len(found)) as figure:
+    labels = _labels(found)
+    # Long names must not take their space from the bars.
+    width = HALF_PAGE + 0.06 * max(0, max(map(len, labels)) - 20)
+    with drawing(path, width=width, height=1.1 + 0.28 * len(found)) as figure:
         axes = figure.subplots()
         rows = range(len(found))
         ends = [0.0] * len(found)
@@ -365,11 +409,18 @@ def _draw(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
             axes.barh(rows, widths, left=ends, height=0.72, label=kind, color=COLOURS[kind],
                       edgecolor='white', linewidth=0.4)
             ends = [end + width for end, width in zip(ends, widths, strict=True)]
-        axes.set_yticks(rows, [_short(name) for name in found])
+        axes.set_yticks(rows, labels)
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel('share of the run time (%)')
         figure.legend(loc='outside upper left', ncols=2)
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """What stands beside the bars: short names, and full ones where those would be the same."""
+    short = {name: _short(name) for name in names}
+    count = Counter(short.values())
+    return [label if count[label] == 1 else name for name, label in short.items()]
 
 
 def _short(name: str) -> str:

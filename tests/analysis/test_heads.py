@@ -236,6 +236,51 @@ def test_a_repeated_run_goes_on(tmp_path, images, monkeypatch):
         run(tmp_path, *arguments, '--class-token', 'drop')
 
 
+def test_an_interrupted_model_goes_on(tmp_path, images, monkeypatch):
+    """It finds what a run without an interruption does, and reads no image twice."""
+    arguments = ('m2', '--images', images, '--shape', 64, 96, '--batch', 1)
+    whole = run(tmp_path / 'whole', *arguments)['items']
+    monkeypatch.setattr(heads, '_SAVED_EVERY', 1)
+    plain, read = heads.read_image, []
+
+    def interrupted(path):
+        read.append(path.name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return plain(path)
+
+    monkeypatch.setattr(heads, 'read_image', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *arguments)
+    found = json.loads((tmp_path / 'out' / 'heads.json').read_text())
+    assert not found['items'] and found['partial']['m2']['images'] == 2
+    found = run(tmp_path, *arguments)
+    assert found['items'] == whole and 'partial' not in found
+    assert read == ['0.png', '1.png', '2.png', '2.png']
+
+
+def test_a_mistake_blocks_no_further_run(tmp_path, images):
+    with pytest.raises(UserError):
+        run(tmp_path, 'm9', '--images', images, '--num-images', 1)
+    assert run(tmp_path, 'm0', '--images', images, '--num-images', 2, '--shape', 32, 32)['items']
+
+
+def test_another_checkpoint_in_the_same_file_is_refused(tmp_path, images, capsys):
+    arguments = ('m0', '--images', images, '--shape', 32, 32, '--checkpoint', tmp_path / 'm0.pth')
+    model = randomised(EfficientViT('m0'))
+    torch.save(model.state_dict(), tmp_path / 'm0.pth')
+    size = (tmp_path / 'm0.pth').stat().st_size
+    first = run(tmp_path, *arguments)['items']
+    capsys.readouterr()
+    assert run(tmp_path, *arguments)['items'] == first
+    assert '1 of 1 results are from an earlier run of ' in capsys.readouterr().out
+    torch.save(randomised(model).state_dict(), tmp_path / 'm0.pth')
+    assert (tmp_path / 'm0.pth').stat().st_size == size
+    with pytest.raises(UserError, match='m0.pth is not what it was'):
+        run(tmp_path, *arguments)
+    assert run(tmp_path, *arguments, '--overwrite')['items'] != first
+
+
 def test_random_weights_are_the_seeds_whatever_came_before(tmp_path, images):
     arguments = ('--images', images, '--shape', 64, 64, '--overwrite')
     alone = run(tmp_path, 'm1', *arguments)['items']['m1']
@@ -332,3 +377,17 @@ def test_a_size_that_timm_refuses_is_told(tmp_path, images):
     with pytest.raises(UserError, match='can\'t take images of 64x64.*img_size'):
         run(tmp_path, 'timm://deit_tiny_patch16_224', '--images', images, '--shape', 64, 64,
             '--cfg-options', 'depth=1')
+
+
+def test_lines_can_be_told_apart(tmp_path, monkeypatch):
+    """Of eight models no two share colour, style and marker, and none is yellow, as on white."""
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, 'plot', lambda *given, **look: (drawn.append(look),
+                                                              plot(*given, **look))[1])
+    heads._draw({f'm{index}': {'blocks': [{'maximum': 0.5}] * 3} for index in range(8)},
+                tmp_path / 'heads.png')
+    looks = {(look['color'], look['linestyle'], look['marker']) for look in drawn}
+    assert len(looks) == 8 and len({style for _, style, _ in looks}) == 4
+    assert '#F0E442' not in {colour for colour, _, _ in looks}

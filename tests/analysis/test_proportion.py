@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from evit_mm.analysis import proportion
-from evit_mm.analysis.matching import Match
+from evit_mm.analysis.matching import Match, match_speed
 from evit_mm.analysis.proportion import analyze_proportion, train_a_step, write_arch
 from evit_mm.analysis.timing import Turns
 from evit_mm.cli.analyze import analyze_parser
@@ -102,6 +103,79 @@ def test_an_interruption_keeps_what_was_found(tmp_path, clock, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
     assert list(json.loads((tmp_path / 'proportion.json').read_text())['items']) == ['0.00']
+    # The search was over: it is not done again.
+    before = len(clock)
+    monkeypatch.setattr(proportion, 'profile_step', original)
+    found = run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
+    assert list(found) == ['0.00', '0.40'] and len(clock) == before
+
+
+def test_an_interrupted_search_goes_on(tmp_path, clock, monkeypatch):
+    arguments = ['--family', 'm0', '--shares', 0.4, '--shape', 64, 64, '--tolerance', 0.001]
+    monkeypatch.setattr(proportion, 'match_speed', partial(match_speed, max_tries=4))
+    whole = run(tmp_path / 'whole', *arguments)
+    needed = len(clock)
+    assert needed == 5  # the last one with care
+    timed = proportion.take_turns
+
+    def interrupted(*positional, **options):
+        if len(clock) == needed + 2:
+            raise KeyboardInterrupt
+        return timed(*positional, **options)
+
+    monkeypatch.setattr(proportion, 'take_turns', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *arguments)
+    monkeypatch.setattr(proportion, 'take_turns', timed)
+    content = json.loads((tmp_path / 'proportion.json').read_text())
+    assert len(content['partial']['0.40']) == 2 and not content['items']
+    found = run(tmp_path, *arguments)
+    assert len(clock) == 2 * needed  # nothing twice
+    for key in ('widths', 'speed', 'tries'):
+        assert found['0.40'][key] == whole['0.40'][key]
+    assert 'partial' not in json.loads((tmp_path / 'proportion.json').read_text())
+
+
+def test_a_failure_after_the_search_loses_nothing(tmp_path, clock, monkeypatch, capsys):
+    def fails(*_):
+        raise UserError('no')
+
+    monkeypatch.setattr(proportion, 'train_a_step', fails)
+    with pytest.raises(UserError, match='no'):
+        run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
+    path = tmp_path / 'arch_share_0.27.py'
+    before, text = len(clock), path.read_text()
+    path.unlink()
+    (tmp_path / 'arch_share_0.99.py').touch()
+    capsys.readouterr()
+    run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
+    assert path.read_text() == text and len(clock) == before
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f'written: {tmp_path / "proportion.json"}, {tmp_path / "proportion.png"} and {path}')
+
+
+@pytest.mark.parametrize('config', ['mask_rcnn_evit_m0_coco', 'upernet_evit_m0_ade20k'])
+def test_one_small_image_is_enough_for_a_config(repository, tmp_path, clock, config):
+    run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 32, 32, '--batch', 1,
+        '--config', repository / 'configs' / f'{config}.py')
+    assert (tmp_path / 'arch_share_0.27.py').exists()
+    assert {path.suffix for path in tmp_path.iterdir()} == {'.py', '.json', '.png'}
+
+
+def test_the_reference_may_be_a_detector(repository, tmp_path, clock):
+    reference = repository / 'configs' / 'mask_rcnn_evit_m0_coco.py'
+    found = run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 32, 32, '--reference',
+                reference, '--tolerance', 0.999)
+    assert found['0.27']['speed'] > 0
+
+
+def test_a_config_that_cannot_be_trained_is_told_before_the_search(repository, tmp_path, clock):
+    config = tmp_path / 'broken.py'
+    config.write_text(f"_base_ = {str(repository / 'configs' / 'retinanet_evit_m0_coco.py')!r}\n"
+                      'model = dict(bbox_head=dict(in_channels=7))\n')
+    with pytest.raises(UserError, match="broken.py can't be trained with the member of share 0.27"):
+        run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64, '--config', config)
+    assert not clock
 
 
 FINDING = {'share': 0.25, 'attention_layers': 6, 'layers': 24, 'built_from': {
@@ -138,6 +212,8 @@ def test_other_configs_are_refused(tmp_path):
     ('no model', ['--reference', 'm9']),
     ('not ours', ['--family', 'deit', '--config', 'x.py']),
     ('no such config', ['--config', 'absent.py']),
+    (r"vit_tiny_patch16_224 can't run on \(2, 3, 8, 8\) in inference",
+     ['--reference', 'timm://vit_tiny_patch16_224', '--shape', 8, 8]),
 ])
 def test_mistakes_are_told_before_the_work(tmp_path, clock, match, arguments):
     with pytest.raises(UserError, match=match):

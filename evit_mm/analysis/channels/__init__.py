@@ -25,7 +25,7 @@ from ..subjects import TIMM, build_subject, is_config
 from .export import suggest_arch, write_arch
 from .gates import Site, find_sites, macs_per_channel, total_macs
 from .losses import FolderLoss, TrainingLoss, load_classifier, load_detector
-from .pruning import Ranking, Removal, prune, rank, replay
+from .pruning import Ranking, Removal, check_budget, prune, rank, replay
 from .report import draw_shares, share_table, shares
 
 __all__ = ['analyze_channels']
@@ -63,23 +63,39 @@ def analyze_channels(options: Namespace) -> None:
     image = torch.zeros(1, 3, *subject.shape, device=device)
     total = total_macs(subject.body, image)
     cost = macs_per_channel(subject.body, sites, image)
-    results = Results(options.out / 'channels.json', _settings(options, subject),
-                      overwrite=options.overwrite)
+    # Before anything is written: a mistake must not stand in the way of the corrected command.
+    check_budget([site for site in sites if site.kind in options.kinds], cost, total,
+                 options.budget)
+    results = Results(
+        options.out / 'channels.json', _settings(options, subject), overwrite=options.overwrite,
+        wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'])
     height, width = subject.shape
     print(f'{subject.name}: {total / 1e6:.1f} M multiply-adds at {height}x{width}; '
           f'{subject.source.description}', flush=True)
 
     kept = replay(sites, _remove(options, subject, sites, cost, total, results))
     left = total - sum(int(site.count - kept[site.name].sum()) * cost[site.name] for site in sites)
+    # Masking channels that cost nothing harms the network for no gain; an architecture has them.
+    costly = {site.name: kept[site.name] if cost[site.name] else torch.ones(site.count)
+              for site in sites}
+    free = sum(int((costly[name] - kept[name]).sum()) for name in kept)
     if 'result' not in results:
-        with _progress(subject, 1, 'loss') as bar:
+        with _progress(subject, 2 if free else 1, 'loss') as bar:
             loss = rank(sites, kept, subject.source, after_batch=bar.update).loss
+            with_free = (rank(sites, costly, subject.source, after_batch=bar.update).loss
+                         if free else loss)
         results.add('result', dict(macs_before=total, macs=left, share=left / total, loss=loss,
+                                   free_channels=free, loss_with_free_channels=with_free,
                                    channels=[asdict(share) for share in shares(sites, kept)]))
     found = shares(sites, kept)
     print(share_table(found))
     print(f'{left / total:.1%} of the multiply-adds are left; without training, the loss went from '
           f'{results["step 1"]["loss"]:.4g} to {results["result"]["loss"]:.4g}')
+    if free:
+        again = results['result'].get('loss_with_free_channels')  # not in files of old versions
+        if again is not None:
+            print(f'{free} of the removed channels save no multiply-adds, and --export-arch leaves '
+                  f'them in; with them the loss went to {again:.4g} instead')
     draw_shares(found, options.out / 'channels.png')
     if options.export_arch:
         assert isinstance(subject.body, EfficientViT)  # checked before the work
@@ -89,6 +105,11 @@ def analyze_channels(options: Namespace) -> None:
         print(f'{options.export_arch}: {suggestion.macs / 1e6:.1f} M multiply-adds '
               f'({suggestion.macs / total:.1%}) with key_dims={suggestion.arch.key_dims}, '
               f'ffn_ratio={suggestion.arch.ffn_ratio}')
+        if not suggestion.near:
+            print(f'These widths miss the {suggestion.promised / 1e6:.1f} M multiply-adds '
+                  f'({suggestion.promised / total:.1%}) that are left without the removed '
+                  f'channels by {suggestion.macs / suggestion.promised - 1:+.1%}: no multiples of '
+                  f'4 come nearer')
 
 
 def _check_flags(options: Namespace) -> None:

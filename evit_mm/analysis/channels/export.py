@@ -19,6 +19,9 @@ __all__ = ['Suggestion', 'suggest_arch', 'write_arch']
 _MULTIPLE = 4
 """Widths are multiples of this, which processors like."""
 
+_TOLERANCE = 0.01
+"""How far from the promised multiply-adds those of an architecture may be, as a share."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -34,13 +37,20 @@ class Suggestion:
     promised: int
     macs: int
 
+    @property
+    def near(self) -> bool:
+        """Whether ``macs`` are within 1 % of ``promised``."""
+        return abs(self.macs - self.promised) <= _TOLERANCE * self.promised
+
 
 def suggest_arch(arch: Arch, sites: Sequence[Site], cost: Mapping[str, int],
                  kept: Mapping[str, Tensor], total: int) -> Suggestion:
     """Turn masks into widths: each stage's are the mean of what its blocks and heads keep.
 
     The means are rounded up or down to multiples of 4, in the combination whose multiply-adds are
-    nearest to those that are promised. Value channels stay: each head takes an equal part of
+    nearest to those that are promised. Where that misses them by more than 1 %, as it does where
+    the means of some stages are less than 4, the other widths go further from their means, those
+    first that have to change least. Value channels stay: each head takes an equal part of
     ``embed_dims``.
 
     Args:
@@ -57,13 +67,35 @@ def suggest_arch(arch: Arch, sites: Sequence[Site], cost: Mapping[str, int],
     promised = total - sum(int(site.count - kept[site.name].sum()) * cost[site.name]
                            for site in sites)
 
-    best: tuple[float, dict[tuple[str, int], int]] = (math.inf, {})
-    for combination in product(*(_roundings(members, kept) for members in groups.values())):
-        chosen = dict(zip(groups, combination, strict=True))
-        distance = abs(_macs(groups, chosen, cost, total) - promised)
-        if distance < best[0]:
-            best = distance, chosen
-    chosen = best[1]
+    means = {group: sum(float(kept[site.name].sum()) for site in members) / len(members)
+             for group, members in groups.items()}
+
+    def distance(widths: Mapping[tuple[str, int], int]) -> int:
+        return abs(_macs(groups, widths, cost, total) - promised)
+
+    def nearest(options: Mapping[tuple[str, int], Sequence[int]]) -> dict[tuple[str, int], int]:
+        return min((dict(zip(options, widths, strict=True))
+                    for widths in product(*options.values())), key=distance)
+
+    def neighbours(widths: Mapping[tuple[str, int], int], group: tuple[str, int]) -> list[int]:
+        return _around(widths[group], groups[group][0].count)
+
+    chosen = nearest({group: _roundings(means[group], members[0].count)
+                      for group, members in groups.items()})
+    while distance(chosen) > _TOLERANCE * promised:
+        # One width further, the one that then is nearest to its mean; or, where each such step
+        # would go too far, several at once.
+        steps = [{**chosen, group: width}
+                 for group in groups for width in neighbours(chosen, group)]
+        nearer = [step for step in steps if distance(step) < distance(chosen)]
+        if nearer:
+            chosen = min(nearer, key=lambda widths: sum(
+                abs(widths[group] - means[group]) / groups[group][0].count for group in groups))
+            continue
+        several = nearest({group: neighbours(chosen, group) for group in groups})
+        if distance(several) >= distance(chosen):
+            break
+        chosen = several
     key_dims = tuple(chosen.get(('QK', stage), width) for stage, width in enumerate(arch.key_dims))
     ratios = tuple(_ratio(chosen[('FFN', stage)], arch.embed_dims[stage])
                    if ('FFN', stage) in chosen else ratio
@@ -126,12 +158,17 @@ def _width_stage(arch: Arch, site: Site) -> int:
     return site.stage - 1 if before else site.stage
 
 
-def _roundings(members: Sequence[Site], kept: Mapping[str, Tensor]) -> list[int]:
+def _roundings(mean: float, full: int) -> list[int]:
     """The multiples around the mean of what sites of one width keep, within that width."""
-    full = members[0].count
-    mean = sum(float(kept[site.name].sum()) for site in members) / len(members)
     around = {rounded(mean / _MULTIPLE) * _MULTIPLE for rounded in (math.floor, math.ceil)}
     return sorted({min(max(width, _MULTIPLE), full) for width in around})
+
+
+def _around(width: int, full: int) -> list[int]:
+    """A width, the multiple below it and the one above, within the full width."""
+    below = (math.ceil(width / _MULTIPLE) - 1) * _MULTIPLE
+    above = (width // _MULTIPLE + 1) * _MULTIPLE
+    return sorted({max(below, min(_MULTIPLE, full)), width, min(above, full)})
 
 
 def _macs(groups: Mapping[tuple[str, int], Sequence[Site]],

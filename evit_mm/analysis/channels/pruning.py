@@ -15,7 +15,8 @@ from torch import Tensor
 from ...errors import UserError
 from .gates import Site, gated
 
-__all__ = ['LossSource', 'Ranking', 'Removal', 'lowest_share', 'prune', 'rank', 'replay']
+__all__ = ['LossSource', 'Ranking', 'Removal', 'check_budget', 'lowest_share', 'prune', 'rank',
+           'replay']
 
 
 class LossSource(Protocol):
@@ -99,6 +100,32 @@ def lowest_share(sites: Sequence[Site], cost: Mapping[str, int], total: int) -> 
     return 1 - sum((site.count - 1) * cost[site.name] for site in sites) / total
 
 
+def check_budget(sites: Sequence[Site], cost: Mapping[str, int], total: int, budget: float) -> None:
+    """Check that a budget can be reached.
+
+    Args:
+        sites: The channels that may go.
+        cost: Multiply-adds that one channel less saves, by site.
+        total: Multiply-adds of the whole model.
+        budget: The share to keep.
+
+    Raises:
+        UserError: If it can't; the lowest that can is named, if there is one.
+    """
+    if not 0 < budget < 1:
+        raise UserError(f'--budget {budget:g} is not between 0 and 1: it is the share of the '
+                        'multiply-adds to keep')
+    lowest = lowest_share(sites, cost, total)
+    if lowest >= 1:
+        raise UserError('these kinds save nothing in this model: without their channels all '
+                        'multiply-adds remain, so choose others with --kinds')
+    if budget < lowest:
+        raise UserError(
+            f'--budget {budget:g} is out of reach: with one channel left of all that may go, in '
+            f'each head and feed-forward part, {lowest:.3f} of the multiply-adds remain, so '
+            f'choose from {_rounded_up(lowest):g} to less than 1')
+
+
 def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget: float, steps: int,
           ranking: Callable[[Mapping[str, Tensor]], Ranking], done: Sequence[Removal] = ()
           ) -> Iterator[Removal]:
@@ -120,14 +147,9 @@ def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget:
         Removal: Each further step.
 
     Raises:
-        UserError: If the budget can't be reached; the lowest that can is named.
+        UserError: If the budget can't be reached; see `check_budget`.
     """
-    lowest = lowest_share(sites, cost, total)
-    if not lowest <= budget < 1:
-        raise UserError(
-            f'--budget {budget:g} is out of reach: with one channel left of all that may go, in '
-            f'each head and feed-forward part, {lowest:.3f} of the multiply-adds remain, so '
-            f'choose from {_rounded_up(lowest):g} to less than 1')
+    check_budget(sites, cost, total, budget)
     kept = replay(sites, done)
     macs = done[-1].macs if done else total
     for step in range(len(done), steps):
@@ -163,4 +185,7 @@ def _least_first(sites: Sequence[Site], kept: Mapping[str, Tensor],
 
 
 def _rounded_up(share: float) -> float:
-    return int(share * 1000 + 1) / 1000
+    scale = 1000
+    while int(share * scale + 1) >= scale:  # more digits for shares that would become 1
+        scale *= 10
+    return int(share * scale + 1) / scale

@@ -71,6 +71,8 @@ def draw_shares(found: Iterable[Share], path: Path) -> None:
     Raises:
         UserError: If the file can't be written.
     """
+    from matplotlib.patches import Patch  # only here: matplotlib takes a second to import
+
     blocks = [share for share in found if share.block != 'all'
               and not share.block.startswith('stage ')]
     kinds = [kind for kind in KINDS if any(share.kind == kind for share in blocks)]
@@ -81,10 +83,14 @@ def draw_shares(found: Iterable[Share], path: Path) -> None:
             bars = [share for share in blocks if share.kind == kind]
             places = [names.index(share.block) for share in bars]
             axes.bar(places, [share.count / share.width for share in bars], color='white',
-                     edgecolor=PALETTE['grey'], linewidth=0.6, label='before')
+                     edgecolor=PALETTE['grey'], linewidth=0.6)
             axes.bar(places, [share.kept / share.width for share in bars],
-                     color=PALETTE[colour], label='left')
+                     color=PALETTE[colour])
             axes.set_title(f'{kind} channels / input channels', loc='left')
         all_axes[-1].set_xticks(range(len(names)), names,
                                 rotation=90 if max(map(len, names)) * len(names) > 36 else 0)
+        # Grey, since what is left has a colour of its own in each part of the figure.
+        figure.legend(handles=[
+            Patch(facecolor='white', edgecolor=PALETTE['grey'], linewidth=0.6, label='before'),
+            Patch(color=PALETTE['grey'], label='left')], loc='outside upper right', ncols=2)
         all_axes[-1].set_xlabel('block')

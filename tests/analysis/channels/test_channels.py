@@ -54,6 +54,12 @@ def test_a_detector(detection, tmp_path, capsys, monkeypatch):
     everything = {share['kind']: share for share in items['result']['channels']
                   if share['block'] == 'all'}
     assert everything['QK']['count'] == 384 and everything['V']['count'] == 896
+    values = everything['V']['count'] - everything['V']['kept']
+    assert items['result']['free_channels'] == values > 0
+    free = items['result']['loss_with_free_channels']
+    assert free != items['result']['loss']
+    assert f'{values} of the removed channels save no multiply-adds' in printed
+    assert f'with them the loss went to {free:.4g} instead' in printed
     removed = sum(len(gone) for step in ('step 1', 'step 2')
                   for gone in items[step]['removed'].values())
     assert removed == sum(share['count'] - share['kept'] for share in everything.values()) > 0
@@ -61,6 +67,7 @@ def test_a_detector(detection, tmp_path, capsys, monkeypatch):
         colours = {tuple(colour) for colour in np.unique(
             np.asarray(picture.convert('RGB')).reshape(-1, 3), axis=0).tolist()}
     assert {(0, 0x72, 0xB2), (0xE6, 0x9F, 0), (0, 0x9E, 0x73)} <= colours
+    assert (0x99, 0x99, 0x99) in colours  # of the legend
     assert f'{path}: ' in printed and min(build_subject(str(path)).backbone.arch.ffn_ratio) < 2
 
     count = []
@@ -77,12 +84,52 @@ def test_a_detector(detection, tmp_path, capsys, monkeypatch):
     assert list(json.loads((out / 'channels.json').read_text())['items']) == ['channels', 'step 1']
     count[:] = [1] * 3
     assert run(*detection, '--out', out) == 0
-    assert len(count) == 3 + 3  # the trial, step 2, what is left
+    assert len(count) == 3 + 4  # the trial, step 2, what is left, and with values that cost nothing
     assert (out / 'channels.json').read_text() == whole
 
     capsys.readouterr()
     assert run(*detection, '--out', out, '--seed', 3) == 2
     assert 'seed: 0 there, 3 here' in capsys.readouterr().err
+
+
+def test_the_loss_with_free_channels_is_that_of_removing_the_others_alone(
+        detection, tmp_path, capsys):
+    """One step ranks what goes; without V, the same share of QK and FFN goes in the same order."""
+    steps = detection.index('--steps')
+    detection[steps + 1] = 1
+    items = []
+    for out, kinds in (('all', ()), ('costly', ('--kinds', 'QK', 'FFN'))):
+        assert run(*detection, *kinds, '--out', tmp_path / out) == 0
+        items.append(json.loads((tmp_path / out / 'channels.json').read_text())['items'])
+    whole, costly = (item['result'] for item in items)
+    assert whole['loss_with_free_channels'] == pytest.approx(costly['loss'], rel=1e-6)
+    assert costly['free_channels'] == 0 and costly['loss_with_free_channels'] == costly['loss']
+    assert capsys.readouterr().out.count('save no multiply-adds') == 1
+
+
+def test_a_mistake_blocks_no_further_run(detection, tmp_path, capsys):
+    """Nor does it spoil what is there; no --overwrite anywhere."""
+    out = ['--out', tmp_path / 'out']
+    assert run(*detection, *out, '--budget', 0.01) == 2
+    told = capsys.readouterr().err
+    assert run(*detection, *out, '--budget', 66) == 2
+    assert '--budget 66 is not between 0 and 1' in capsys.readouterr().err
+    assert run(*detection, *out, '--kinds', 'V') == 2
+    assert 'these kinds save nothing in this model' in capsys.readouterr().err
+    # The lowest budget leaves single channels; no width of an architecture is as low.
+    lowest = told.split('choose from ')[1].split()[0]
+    path = tmp_path / 'narrow.py'
+    assert run(*detection, *out, '--budget', lowest, '--export-arch', path) == 0
+    printed = capsys.readouterr().out
+    assert 'These widths miss the' in printed and 'no multiples of 4 come nearer' in printed
+    assert run(*detection, *out, '--budget', lowest) == 0
+    assert '3 of 3 results are from an earlier run of' in capsys.readouterr().out
+
+    model = torch.load(tmp_path / 'model.pth')
+    next(iter(model['state_dict'].values())).add_(1)
+    torch.save(model, tmp_path / 'model.pth')
+    assert run(*detection, *out, '--budget', lowest) == 2
+    assert 'model.pth is not what it was when' in capsys.readouterr().err
 
 
 def test_a_segmentor(repository, data, randomised, tmp_path, capsys):

@@ -14,14 +14,17 @@ from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
 
 
-def pruned(model, shape, budget, seed=0):
-    """What a removal by random numbers leaves; stages differ in what they are worth."""
+def pruned(model, shape, budget, seed=0, by_stage=0.25, worthless=None):
+    """What a removal by random numbers leaves; stages differ in what they are worth.
+
+    Channels of the kind ``worthless`` go first.
+    """
     image = torch.zeros(1, 3, *shape)
     sites = find_sites(model)
     cost, total = macs_per_channel(model, sites, image), total_macs(model, image)
     generator = torch.Generator().manual_seed(seed)
-    worth = {site.name: torch.rand(site.count, generator=generator) + site.stage / 4
-             for site in sites}
+    worth = {site.name: torch.rand(site.count, generator=generator)
+             + by_stage * site.stage - 10 * (site.kind == worthless) for site in sites}
     kept = replay(sites, list(prune(
         sites, cost, total, budget=budget, steps=1, ranking=lambda kept: Ranking(worth, 0))))
     return sites, cost, kept, total
@@ -39,6 +42,31 @@ def test_an_exported_architecture_costs_what_was_promised(name, shape, budget):
     assert total_macs(built, torch.zeros(1, 3, *shape)) == suggestion.macs
     assert replace(suggestion.arch, key_dims=model.arch.key_dims,
                    ffn_ratio=model.arch.ffn_ratio) == model.arch
+
+
+@pytest.mark.parametrize(('name', 'shape'), [('m0', (192, 192)), ('m4', (256, 256))])
+@pytest.mark.parametrize('budget', [0.66, 0.8])
+def test_one_sided_removals_cost_what_was_promised(name, shape, budget):
+    """Stages and kinds that keep next to nothing can't be as narrow; others make up for them."""
+    model = EfficientViT(name).eval()
+    for by_stage in (-1, 0, 1):
+        for worthless in ('QK', 'FFN', None):
+            sites, cost, kept, total = pruned(model, shape, budget, by_stage=by_stage,
+                                              worthless=worthless)
+            suggestion = suggest_arch(model.arch, sites, cost, kept, total)
+            assert suggestion.macs == pytest.approx(suggestion.promised, rel=0.01)
+            assert suggestion.near
+            built = EfficientViT(suggestion.arch).eval()
+            assert total_macs(built, torch.zeros(1, 3, *shape)) == suggestion.macs
+
+
+def test_what_no_widths_can_cost_is_not_called_near():
+    model = EfficientViT('m0').eval()
+    sites, cost, _, total = pruned(model, (64, 64), 0.9)
+    kept = {site.name: torch.arange(site.count) < 1 for site in sites}
+    suggestion = suggest_arch(model.arch, sites, cost, kept, total)
+    assert not suggestion.near and suggestion.macs > 1.01 * suggestion.promised
+    assert suggestion.arch.key_dims == (4, 4, 4)
 
 
 def test_widths_are_the_means_of_what_is_kept():

@@ -1,11 +1,20 @@
 """Importance is the squared slope of the loss, and removal goes down the ranking to the budget."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
 from evit_mm.analysis.channels.gates import find_sites, gated, macs_per_channel, total_macs
-from evit_mm.analysis.channels.pruning import Ranking, lowest_share, prune, rank, replay
+from evit_mm.analysis.channels.pruning import (
+    Ranking,
+    check_budget,
+    lowest_share,
+    prune,
+    rank,
+    replay,
+)
 from evit_mm.errors import UserError
 from evit_mm.models.attention import CascadedGroupAttention
 from evit_mm.models.layers import FeedForward
@@ -72,10 +81,108 @@ def test_dead_queries_and_values_rank_last(randomised, squares):
     assert int(first_query.argmax()) == 6
 
 
+def copy_channel(layer, source, to, share=1.0):
+    """Make an output channel of a `ConvNorm` equal to another, with a share of what it gives."""
+    with torch.no_grad():
+        layer.conv.weight[to] = layer.conv.weight[source]
+        for name in ('weight', 'bias', 'running_mean', 'running_var'):
+            getattr(layer.norm, name)[to] = getattr(layer.norm, name)[source]
+        for tensor in (layer.norm.weight, layer.norm.bias):
+            tensor[to] *= share
+
+
+class SideBySide(nn.Module):
+    """Two networks, whose channels are ranked together."""
+
+    def __init__(self, alone, shared):
+        super().__init__()
+        self.alone, self.shared = alone, shared
+
+    def forward(self, x):
+        return self.alone(x), self.shared(x)
+
+
+def check_twins(alone, shared, x, source, kind, twins):
+    """Each of the twins ranks below the first of them where that is alone with their work."""
+    with torch.no_grad():
+        torch.testing.assert_close(shared(x), alone(x), rtol=1e-4, atol=1e-5)
+    both = SideBySide(alone, shared)
+    sites = [next(site for site in find_sites(both)
+                  if site.kind == kind and site.name.startswith(part))
+             for part in ('alone', 'shared')]
+    importance = rank(sites, replay(sites, []), source(both, x)).importance
+    before, after = (importance[site.name] for site in sites)
+    order = torch.cat([before, after]).argsort(descending=True).tolist()
+    for twin in twins:
+        assert order.index(twins[0]) < order.index(len(before) + twin)
+        # With half of the work it has half of the slope.
+        assert after[twin] == pytest.approx(float(before[twins[0]]) / 4, rel=1e-3)
+    for other in set(range(len(before))) - set(twins):
+        assert after[other] == pytest.approx(float(before[other]), rel=1e-3, abs=1e-12)
+
+
+def test_equal_hidden_channels_rank_below_the_one_that_does_their_work(randomised, squares):
+    """Equal rows before them, and equal columns behind them, which share what one column did."""
+    alone = randomised(FeedForward(6, 8, norm_cfg=BN))
+    copy_channel(alone.expand, 2, 6)
+    shared = deepcopy(alone)
+    with torch.no_grad():
+        alone.project.conv.weight[:, 6] = 0
+        shared.project.conv.weight[:, 2] /= 2
+        shared.project.conv.weight[:, 6] = shared.project.conv.weight[:, 2]
+    check_twins(alone, shared, torch.randn(3, 6, 5, 5), squares, 'FFN', [2, 6])
+
+
+def test_equal_query_and_key_channels_rank_below_the_one_that_does_their_work(
+        randomised, squares):
+    """Of both the keys are equal, and the queries halves of the one that is there alone."""
+    alone = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+    for channel in (3, 8 + 3):
+        copy_channel(alone.qkv[0], channel, channel + 3)
+    shared = deepcopy(alone)
+    copy_channel(alone.query_conv[0], 3, 6, share=0)
+    copy_channel(shared.query_conv[0], 3, 3, share=0.5)
+    copy_channel(shared.query_conv[0], 3, 6)
+    check_twins(alone, shared, torch.randn(2, 12, 8, 8), squares, 'QK', [3, 6])
+
+
+def test_equal_values_rank_below_the_one_that_does_their_work(squares):
+    """In timm's attention, where values go to the projection alone."""
+    timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
+    alone = timm.layers.Attention(12, num_heads=2, qkv_bias=True).eval()
+    with torch.no_grad():
+        for tensor in (alone.qkv.weight, alone.qkv.bias):
+            tensor[24 + 4] = tensor[24 + 1]  # of the first head
+    shared = deepcopy(alone)
+    with torch.no_grad():
+        alone.proj.weight[:, 4] = 0
+        shared.proj.weight[:, 1] /= 2
+        shared.proj.weight[:, 4] = shared.proj.weight[:, 1]
+    check_twins(alone, shared, torch.randn(2, 9, 12), squares, 'V', [1, 4])
+
+
 @pytest.mark.parametrize('size', [64, 240])
 def test_slopes_of_gates_equal_finite_differences(backbone, squares, size):
     """In every site, in double precision; 64 pixels are a single window."""
-    model = backbone.double()
+    check_slopes(backbone, squares, size)
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+    ('deit_tiny_patch16_224', dict(embed_dim=24, depth=2, num_heads=3)),
+    ('swin_tiny_patch4_window7_224', dict(embed_dim=12, depths=(1, 2), num_heads=(1, 2),
+                                          window_size=4))])
+def test_slopes_in_timms_models_equal_finite_differences(squares, name, options):
+    timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
+    model = timm.create_model(name, num_classes=5, img_size=32, **options).eval()
+    for parameter in model.parameters():  # fresh ones are so small that nothing attends
+        torch.nn.init.normal_(parameter, std=0.3)
+    sites = check_slopes(model, squares, 32)
+    assert {site.kind for site in sites} == {'QK', 'V', 'FFN'}
+
+
+def check_slopes(model, squares, size):
+    """Compare gradients at the gates with differences of the loss; the sites of the model."""
+    model = model.double()
     sites = find_sites(model)
     source = squares(model, torch.randn(1, 3, size, size, dtype=torch.float64))
     ones = {site.name: torch.ones(site.count, dtype=torch.float64) for site in sites}
@@ -98,6 +205,7 @@ def test_slopes_of_gates_equal_finite_differences(backbone, squares, size):
     importance = rank(sites, ones, source).importance
     for site, slope in zip(sites, slopes, strict=True):
         torch.testing.assert_close(importance[site.name], slope ** 2)
+    return sites
 
 
 def test_masked_channels_are_worth_nothing_any_more(squares):
@@ -169,8 +277,23 @@ def test_a_budget_out_of_reach_names_the_lowest(plan):
     named = float(str(told.value).split('choose from ')[1].split()[0])
     *_, last = prune(sites, cost, total, budget=named, steps=2, ranking=ranking)
     assert last.macs / total <= named
-    with pytest.raises(UserError, match='out of reach'):
-        next(prune(sites, cost, total, budget=1.0, steps=1, ranking=ranking))
+    for wrong in (1.0, 66, 0, -1, float('nan')):
+        with pytest.raises(UserError, match='is not between 0 and 1'):
+            next(prune(sites, cost, total, budget=wrong, steps=1, ranking=ranking))
+
+
+def test_kinds_that_save_nothing_are_told(plan):
+    sites, cost, total, _ = plan
+    values = [site for site in sites if site.kind == 'V']
+    with pytest.raises(UserError, match='these kinds save nothing in this model') as told:
+        check_budget(values, cost, total, 0.66)
+    assert 'choose from' not in str(told.value)
+    # A single channel saves too little for three digits.
+    with pytest.raises(UserError, match='out of reach') as told:
+        check_budget(values, {site.name: 1 for site in values}, total, 0.66)
+    named = float(str(told.value).split('choose from ')[1].split()[0])
+    assert named < 1
+    check_budget(values, {site.name: 1 for site in values}, total, named)
 
 
 def test_useless_losses_are_told(squares):
