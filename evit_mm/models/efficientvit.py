@@ -167,14 +167,24 @@ class Stem(nn.ModuleList):
         super().__init__(ConvNorm(channels[i], channels[i + 1], 3, stride=2, norm_cfg=norm_cfg)
                          for i in range(len(STEM_STRIDES)))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Map (B, 3, H, W) to the features at strides 2, 4, 8 (after ReLU) and 16 (before any)."""
+    def forward(self, image: Tensor, strides: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """Map (B, 3, H, W) to features.
+
+        Args:
+            image: The image.
+            strides: Those of 2, 4 and 8 whose features (after ReLU) to return too. Others are not
+                kept, which would double the memory of inference.
+
+        Returns:
+            tuple: Their features, and those at stride 16 (before any ReLU).
+        """
         features: list[Tensor] = []
         x = image
-        for layer in self:
-            x = layer(x, relu=len(features) < len(STEM_STRIDES) - 1)
-            features.append(x)
-        return features
+        for stride, layer in zip(STEM_STRIDES, self, strict=True):
+            x = layer(x, relu=stride != STEM_STRIDES[-1])
+            if stride in strides:
+                features.append(x)
+        return features, x
 
 
 class Block(nn.Module):
@@ -451,9 +461,7 @@ class EfficientViT(BaseModule):
         """
         if self.deploy:
             image = image.contiguous(memory_format=torch.channels_last)
-        stem = self.stem(image)
-        outputs = [stem[STEM_STRIDES.index(stride)] for stride in self.stem_strides]
-        x = stem[-1]
+        outputs, x = self.stem(image, self.stem_strides)
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
