@@ -52,4 +52,8 @@ def run_tool(parser: argparse.ArgumentParser, action: Callable[[argparse.Namespa
     except KeyboardInterrupt:
         print('stopped; what was saved is kept', file=sys.stderr)
         return 130
+    if getattr(options, 'launcher', 'none') != 'none':
+        from ..engine.launch import work_is_done  # not for tools that need no torch
+
+        work_is_done()
     return 0

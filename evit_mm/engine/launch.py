@@ -1,13 +1,16 @@
 """Processes that train together, on GPUs or, where there is none, on the CPU."""
 
+import atexit
+import logging
 import os
+import sys
 
 import torch
 from mmengine.config import Config
 
 from ..errors import UserError
 
-__all__ = ['prepare_processes']
+__all__ = ['prepare_processes', 'work_is_done']
 
 
 def prepare_processes(config: Config, launcher: str) -> None:
@@ -46,3 +49,29 @@ def prepare_processes(config: Config, launcher: str) -> None:
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+        atexit.register(_leave_processes)
+
+
+_work_is_done = False
+
+
+def work_is_done() -> None:
+    """Tell that nothing can go wrong any more: the process will end with status 0."""
+    global _work_is_done
+    _work_is_done = True
+
+
+def _leave_processes() -> None:
+    """Leave the group, and the process before torch's threads are torn down.
+
+    On their way out these now and then abort a process that has done its work ("terminate called
+    without an active exception", seen in torch 2.11 with gloo), and torchrun calls that a failure.
+    Registered before any tracker's own such function, so that it runs behind all of them.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if _work_is_done:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
