@@ -9,9 +9,22 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
 
 from evit_mm.cli import run_tool
 from evit_mm.data import generate_ade, generate_coco
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_run(monkeypatch) -> None:
+    """Start without the logger, message hub and default scope of any run before.
+
+    mmengine keeps them for the life of the process under the config's name and the second at which
+    the run began, so that the second of two quick runs would log to the first one's streams.
+    """
+    for kind in (DefaultScope, MessageHub, MMLogger):
+        monkeypatch.setattr(kind, '_instance_dict', type(kind._instance_dict)())
 
 
 @pytest.fixture(scope='session')

@@ -16,9 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler, worker_init_fn
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.visualization import Visualizer
 from torch.utils.data import (
@@ -102,13 +100,6 @@ class Record(Hook):
 
     def after_train(self, runner):
         self.workers = multiprocessing.active_children()
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    """Leave no run's logger or default scope to the tests that follow."""
-    for kind in (DefaultScope, MessageHub, MMLogger):
-        monkeypatch.setattr(kind, '_instance_dict', kind._instance_dict.copy())
 
 
 @pytest.fixture(autouse=True)
