@@ -1,5 +1,7 @@
 """Turn models into their fast form for inference."""
 
+from typing import cast
+
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
@@ -8,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
+from . import winograd
 
 __all__ = ['deploy', 'deploy_layers']
 
@@ -19,8 +22,9 @@ def deploy(model: nn.Module) -> nn.Module:
     """Fold everything in a detector, segmentor or backbone that can be folded, in place.
 
     Modules that have a ``switch_to_deploy`` use it; elsewhere, the BN of a `ConvModule` goes into
-    its convolution. Weights get their channels last, the layout in which maps then leave our
-    backbone, so that no convolution of a neck or head has to rearrange them.
+    its convolution, and wide 3x3 convolutions become a `WinogradConv2d`. Weights get their
+    channels last, the layout in which maps then leave our backbone, so that no convolution of a
+    neck or head has to rearrange them.
 
     Args:
         model: In inference mode, with its weights loaded.
@@ -40,8 +44,11 @@ def deploy(model: nn.Module) -> nn.Module:
 
 def deploy_layers(module: nn.Module) -> None:
     """Do to all modules inside ``module`` what `deploy` does to a model."""
-    for child in list(module.children()):
-        _deploy_one(child)
+    for name, child in list(module.named_children()):
+        if winograd.fits(child):
+            setattr(module, name, winograd.WinogradConv2d(cast(nn.Conv2d, child)))
+        else:
+            _deploy_one(child)
 
 
 def _deploy_one(module: nn.Module) -> None:
@@ -51,6 +58,7 @@ def _deploy_one(module: nn.Module) -> None:
         return
     if isinstance(module, ConvModule):
         _fold_norm(module)
+        _fold_relu(module)
     deploy_layers(module)
 
 
@@ -67,3 +75,14 @@ def _fold_norm(module: ConvModule) -> None:
     module.conv = fuse_conv_bn_eval(module.conv, norm, transpose=transposed)
     setattr(module, module.norm_name, nn.Identity())
     module.turn_on_efficient_conv_bn_eval(False)
+
+
+def _fold_relu(module: ConvModule) -> None:
+    """Make a ReLU part of a convolution that can compute it with its results at hand."""
+    conv, act = module.order.index('conv'), module.order.index('act')
+    changed_before = (module.with_norm and type(module.norm) is not nn.Identity
+                      and conv < module.order.index('norm') < act)
+    if (winograd.fits(module.conv) and module.with_activation and conv < act
+            and type(module.activate) is nn.ReLU and not changed_before):
+        module.conv = winograd.WinogradConv2d(module.conv, relu=True)
+        module.activate = nn.Identity()

@@ -9,28 +9,17 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .derived import Derived
+from .eager import computes_plainly
 
 __all__ = ['PackedWeight', 'usable']
 
 
 def usable(x: Tensor, weight: Tensor) -> bool:
-    """Whether the operators can take the place of torch's own at this call.
-
-    Nothing may be recording what is computed: no gradient, no compiler, no tracer and no mode that
-    looks at every operator. Under autocast, weights must be of its precision already.
-    """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return False
-    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-    return bool(
-        type(x) is Tensor and x.device.type == 'cpu' and weight.device.type == 'cpu'
-        and dtype == weight.dtype and dtype in _dtypes()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
-        and not weight.is_inference()  # nobody can see whether such a tensor was changed
-        and not torch.jit.is_tracing() and not is_in_torch_dispatch_mode())
+    """Whether the operators can take the place of torch's own at this call."""
+    return bool(computes_plainly(x, weight) and weight.dtype in _dtypes()
+                and torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
 
 
 @functools.cache

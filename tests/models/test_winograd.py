@@ -1,0 +1,199 @@
+"""Winograd's method computes torch's convolution, follows its weights, and steps back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from evit_mm.models import winograd
+from evit_mm.models.fuse import deploy
+from evit_mm.models.winograd import WinogradConv2d, fits
+
+
+def layer(in_channels=128, out_channels=128, relu=False, **options):
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, **options)
+    return WinogradConv2d(conv, relu=relu).requires_grad_(False)
+
+
+def exact(conv, x):
+    bias = None if conv.bias is None else conv.bias.double()
+    y = nn.functional.conv2d(x.double(), conv.weight.double(), bias, padding=1)
+    return y.relu() if conv.relu else y
+
+
+def error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """Shapes of the maps that were convolved by Winograd's method."""
+    found = []
+    convolve = winograd._convolve
+    monkeypatch.setattr(winograd, '_convolve', lambda x, *others, **named:
+                        found.append(tuple(x.shape)) or convolve(x, *others, **named))
+    return found
+
+
+@pytest.mark.parametrize('shape', [
+    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (3, 21, 13),
+    (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
+@pytest.mark.parametrize('options', [dict(), dict(relu=True), dict(bias=False, relu=True)], ids=str)
+@torch.no_grad()
+def test_it_is_the_convolution(shape, options, calls):
+    conv = layer(128, 136, **options)
+    maps = torch.randn(shape[0], 128, *shape[1:])
+    for x in (maps.contiguous(memory_format=torch.channels_last), maps,
+              torch.randn(shape[0], *shape[1:], 256).permute(0, 3, 1, 2)[:, 64:192]):
+        before = x.clone()
+        y = conv(x)
+        assert error(y, exact(conv, x)) < 5e-6
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(x, before)
+    assert len(calls) == 3
+
+
+@torch.no_grad()
+def test_wide_sums_lose_no_digits():
+    """Values of one sign leave errors no chance to cancel; 2048 channels are many."""
+    conv = layer(2048, 96)
+    conv.weight.abs_()
+    x = torch.rand(1, 2048, 20, 20)
+    assert error(conv(x), exact(conv, x)) < 5e-6
+
+
+@torch.no_grad()
+def test_edges_see_zeros_alone():
+    """A kernel that reads one neighbour moves the map, and brings zeros in."""
+    conv = layer(bias=False)
+    x = torch.randn(1, 128, 37, 45)
+    for row, column in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
+        conv.weight.zero_()
+        conv.weight[:, :, row, column] = torch.eye(128)
+        expected = nn.functional.pad(x, (1, 1, 1, 1))[..., row:row + 37, column:column + 45]
+        torch.testing.assert_close(conv(x), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('shape', [(1, 128, 8, 8), (1, 128, 1, 400), (40, 128, 2, 2),
+                                   (0, 128, 14, 14), (128, 16, 16)], ids=str)
+@torch.no_grad()
+def test_it_leaves_small_maps_to_torch(shape, calls):
+    conv = layer(relu=True)
+    x = torch.randn(shape)
+    y = conv(x)
+    assert not calls and y.shape == x.shape
+    if x.numel():
+        assert error(y, exact(conv, x)) < 1e-6
+
+
+@pytest.mark.filterwarnings('ignore:TF32 acceleration')
+def test_it_steps_back(calls):
+    conv = layer()
+    x = torch.randn(1, 128, 16, 16)
+
+    def used(module=conv, image=x):
+        calls.clear()
+        module(image)
+        return bool(calls)
+
+    assert not used()  # gradients are on
+    image = x.clone().requires_grad_()
+    conv(image).sum().backward()
+    assert image.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert used()
+        assert not used(copy.deepcopy(conv).double(), x.double())
+        half = copy.deepcopy(conv).bfloat16()
+        assert not used(half, x.bfloat16())
+        with torch.autocast('cpu', torch.bfloat16):
+            assert not used() and not used(half) and conv(x).dtype == torch.bfloat16
+        with FlopCounterMode(display=False) as counter:
+            assert not used()
+        assert counter.get_total_flops() == 2 * 9 * 128 * 128 * 256
+        calls.clear()
+        traced = torch.jit.trace(conv, x, check_trace=False)
+        assert not calls and 'aten::_convolution' in str(traced.inlined_graph)
+    with torch.inference_mode():
+        assert used()
+        conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)
+        assert not used()
+
+
+@torch.no_grad()
+def test_changes_of_the_weight_are_seen(calls):
+    conv = layer()
+    x = torch.randn(1, 128, 16, 16)
+    conv(x)
+    transformed = conv._transformed._entry[2]
+    conv(x)
+    assert conv._transformed._entry[2] is transformed  # made once
+    conv.weight.mul_(2)
+    assert error(conv(x), exact(conv, x)) < 5e-6
+    conv.load_state_dict(layer().state_dict())
+    assert error(conv(x), exact(conv, x)) < 5e-6
+    for twin in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert twin._transformed._entry is None
+        twin.weight.mul_(3)
+        assert error(twin(x), exact(twin, x)) < 5e-6
+    assert error(conv(x), exact(conv, x)) < 5e-6
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize('options', [
+    dict(stride=2), dict(dilation=2, padding=2), dict(padding=0), dict(groups=2),
+    dict(padding_mode='reflect'), dict(kernel_size=(3, 1), padding=(1, 0)),
+    dict(kernel_size=5, padding=2), dict(out_channels=36), dict(in_channels=64)], ids=str)
+def test_what_does_not_fit(options):
+    assert fits(nn.Conv2d(**{**dict(in_channels=256, out_channels=256, kernel_size=3, padding=1)}))
+    assert not fits(nn.Conv2d(**{**dict(in_channels=256, out_channels=256, kernel_size=3,
+                                        padding=1), **options}))
+
+
+def test_what_others_changed_does_not_fit():
+    def conv():
+        return nn.Conv2d(128, 128, 3, padding=1)
+
+    class Own(nn.Conv2d):
+        pass
+
+    hooked = conv()
+    hooked.register_forward_hook(lambda *_: None)
+    for other in (Own(128, 128, 3, padding=1), hooked, nn.utils.spectral_norm(conv()),
+                  nn.utils.parametrizations.weight_norm(conv()), nn.Linear(128, 128)):
+        assert not fits(other)
+
+
+@pytest.mark.parametrize('options,relu', [
+    (dict(), True), (dict(norm_cfg=dict(type='BN')), True), (dict(act_cfg=None), False),
+    (dict(act_cfg=dict(type='ReLU6')), False),
+    (dict(norm_cfg=dict(type='GN', num_groups=4)), False),
+    (dict(norm_cfg=dict(type='GN', num_groups=4), order=('norm', 'conv', 'act')), True),
+    (dict(norm_cfg=dict(type='GN', num_groups=4), order=('conv', 'act', 'norm')), True),
+    (dict(order=('act', 'conv', 'norm')), False)], ids=str)
+@torch.no_grad()
+def test_deploy_uses_it_with_the_relu_that_follows(options, relu, calls):
+    plain = ConvModule(128, 128, 3, padding=1, **options)
+    if 'norm_cfg' in options:
+        nn.init.normal_(plain.norm.weight)
+        nn.init.normal_(plain.norm.bias)
+    for last in (torch.nn.Identity(), nn.Conv2d(128, 256, 3, padding=1)):
+        model = nn.Sequential(plain, last).eval()
+        deployed = deploy(copy.deepcopy(model))
+        assert isinstance(deployed[0].conv, WinogradConv2d) and deployed[0].conv.relu == relu
+        assert set(deployed.state_dict()) - {'0.conv.bias'} <= set(model.state_dict())
+        x = torch.randn(2, 128, 18, 18)
+        assert error(deployed(x), model(x).double()) < 1e-5
+    assert len(calls) == 3
+    assert deploy(deployed)(x).equal(deployed(x))
+
+
+@torch.no_grad()
+def test_weights_are_shared_not_copied():
+    conv = nn.Conv2d(128, 128, 3, padding=1)
+    model = deploy(nn.Sequential(conv).eval())
+    assert model[0].weight is conv.weight and model[0].bias is conv.bias
+    assert not model[0].training
