@@ -1,7 +1,6 @@
 """The leaves that the backbone is made of."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from . import onednn
+from .folding import (
+    FixedNorm,
+    FoldedConv,
+    convolve_folded,
+    fold,
+    has_few_pixels,
+    maps_of,
+    scale_and_shift,
+    tokens_of,
+)
 
-__all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite', 'add_residual']
+__all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite', 'add_residual',
+           'convolve_in_turn']
 
 
 class ConvNorm(nn.Module):
@@ -66,10 +76,10 @@ class ConvNorm(nn.Module):
         """The weight and bias that do what convolution and BN do, with their gradients."""
         if self.deployed:
             return self.conv.weight, self.conv.bias
-        if torch.compiler.is_compiling() or self._is_autocast():
-            scale, shift = self._scale_and_shift()
+        if self._is_rewritten():
+            scale, shift = scale_and_shift(self._fixed_norm())
             return self.conv.weight * scale[:, None, None, None], shift
-        return _Folding.apply(self.conv.weight, *self._norm_tensors())
+        return fold(self.conv.weight, self._fixed_norm())
 
     def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride)).
@@ -81,28 +91,27 @@ class ConvNorm(nn.Module):
         """
         if self.deployed:
             return self._forward_deployed(x, relu, add)
+        if self.folds and not self._is_rewritten():
+            y = convolve_folded(x, [self._folded_conv()], relu=relu)
+            return y if add is None else y + add
         return _finish(self._forward_plain(x), relu, add, in_place=False)
 
     def _forward_plain(self, x: Tensor) -> Tensor:
         if not self.folds:
             return self.norm(self.conv(x))
-        settings = (self.conv.stride, self.conv.padding, self.conv.groups)
-        if torch.compiler.is_compiling() or self._is_autocast():
-            # The compiler decides by itself what to keep, autocast rounds every operation.
-            weight, bias = self.folded()
-            if _has_few_pixels(x, weight):
-                y = F.linear(_tokens(x), weight.flatten(1), bias)
-                return _maps(y, x)
-            return self._convolve(x, weight, bias)
-        return _FoldedConvolution.apply(x, self.conv.weight, *self._norm_tensors(), *settings)
+        weight, bias = self.folded()
+        if has_few_pixels(x, weight):
+            y = F.linear(tokens_of(x), weight.flatten(1), bias)
+            return maps_of(y, x)
+        return self._convolve(x, weight, bias)
 
     def _forward_deployed(self, x: Tensor, relu: bool, add: Tensor | None) -> Tensor:
         conv = self.conv
         if onednn.usable(x, conv.weight):
             if conv.kernel_size == (1, 1):
-                y = self._packed.matmul(conv.weight, conv.bias, _tokens(x), relu=relu,
-                                        add=None if add is None else _tokens(add))
-                return _maps(y, x)
+                y = self._packed.matmul(conv.weight, conv.bias, tokens_of(x), relu=relu,
+                                        add=None if add is None else tokens_of(add))
+                return maps_of(y, x)
             return _finish(self._packed.convolve(conv, x, relu=relu), False, add, in_place=True)
         return _finish(self._convolve(x, conv.weight, conv.bias), relu, add, in_place=True)
 
@@ -123,17 +132,29 @@ class ConvNorm(nn.Module):
             self.conv.bias = nn.Parameter(bias, requires_grad=False)
             self.norm = nn.Identity()
 
-    def _norm_tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """BN's scale and shift, which may be missing, its mean, and one over its deviation."""
+    def _fixed_norm(self) -> FixedNorm:
         norm = self.norm
-        return norm.weight, norm.bias, norm.running_mean, (norm.running_var + norm.eps).rsqrt()
+        return FixedNorm(norm.weight, norm.bias, norm.running_mean,
+                         (norm.running_var + norm.eps).rsqrt())
 
-    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What BN multiplies each channel with, and what it adds."""
-        return _scale_and_shift(*self._norm_tensors())
+    def _folded_conv(self) -> FoldedConv:
+        conv = self.conv
+        return FoldedConv(conv.weight, self._fixed_norm(), conv.stride, conv.padding, conv.groups)
 
-    def _is_autocast(self) -> bool:
-        return torch.is_autocast_enabled(self.conv.weight.device.type)
+    def _is_rewritten(self) -> bool:
+        """Whether operations get another form: compiled, or rounded one by one by autocast.
+
+        The compiler decides by itself what to keep for the backward pass.
+        """
+        return (torch.compiler.is_compiling()
+                or torch.is_autocast_enabled(self.conv.weight.device.type))
+
+    @property
+    def _learns_folded(self) -> bool:
+        """Whether the next call is `convolve_folded`'s, and nobody wants to see what it gives."""
+        return (not self.deployed and self.folds and not self._is_rewritten()
+                and not self._forward_hooks and not self._forward_pre_hooks
+                and not self._backward_hooks and not self._backward_pre_hooks)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding,
@@ -145,112 +166,27 @@ class ConvNorm(nn.Module):
                 and norm.running_mean is not None)
 
 
-def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B * H * W, C): no copy where channels are last."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _maps(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B * H * W, C) as (B, C, H, W), with the batch and size of ``like``."""
-    batch, _, height, width = like.shape
-    return tokens.view(batch, height, width, -1).permute(0, 3, 1, 2)
-
-
-def _has_few_pixels(x: Tensor, weight: Tensor) -> bool:
-    """Whether a pointwise convolution should be a product of matrices while it learns.
-
-    At a few windows' worth of pixels, the gradient of a weight takes oneDNN three to ten times as
-    long (seen in torch 2.11); from 300 pixels on there is no difference.
-    """
-    return (x.device.type == 'cpu' and weight.shape[2:] == (1, 1) and weight.shape[1] == x.shape[1]
-            and x.shape[0] * x.shape[2] * x.shape[3] <= 256)
-
-
 def _finish(y: Tensor, relu: bool, add: Tensor | None, *, in_place: bool) -> Tensor:
     y = torch.relu_(y) if relu else y
     return y if add is None else add_residual(y, add, in_place=in_place)
 
 
-def _scale_and_shift(gamma: Tensor | None, beta: Tensor | None, mean: Tensor,
-                     inverse_deviation: Tensor) -> tuple[Tensor, Tensor]:
-    scale = inverse_deviation if gamma is None else gamma * inverse_deviation
-    shift = -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
-    return scale, shift
+def convolve_in_turn(x: Tensor, layers: Sequence[ConvNorm], *, relu: bool = False) -> Tensor:
+    """Pass through layers with a ReLU between each two.
 
+    Args:
+        x: (B, C_in, H, W).
+        layers: What to pass.
+        relu: Whether a ReLU follows the last one, too.
 
-def _backward_of_folding(grad_scaled: Tensor | None, grad_shift: Tensor | None, weight: Tensor,
-                         gamma: Tensor | None, mean: Tensor, inverse_deviation: Tensor,
-                         needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the weight and of BN's scale, from those of the scaled weight and the shift."""
-    if grad_scaled is None:
-        return None, None
-    scale = inverse_deviation if gamma is None else gamma * inverse_deviation
-    grad_weight = grad_scaled * scale[:, None, None, None] if needs[0] else None
-    if not needs[1]:
-        return grad_weight, None
-    grad_scale = (grad_scaled * weight).sum((1, 2, 3))
-    if grad_shift is not None:
-        grad_scale = torch.addcmul(grad_scale, grad_shift, mean, value=-1)
-    return grad_weight, grad_scale * inverse_deviation
-
-
-class _Folding(torch.autograd.Function):
-    """The scaled weight and the shift; one node of the graph instead of half a dozen small ones."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, gamma: Tensor | None, beta: Tensor | None, mean: Tensor,
-                inverse_deviation: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(weight, gamma, mean, inverse_deviation)
-        scale, shift = _scale_and_shift(gamma, beta, mean, inverse_deviation)
-        if not any(ctx.needs_input_grad[1:3]):
-            ctx.mark_non_differentiable(shift)
-        return weight * scale[:, None, None, None], shift
-
-    @staticmethod
-    def backward(ctx: Any, grad_scaled: Tensor, grad_shift: Tensor) -> tuple[Tensor | None, ...]:
-        weight, gamma, mean, inverse_deviation = ctx.saved_tensors
-        grad_weight, grad_gamma = _backward_of_folding(
-            grad_scaled, grad_shift, weight, gamma, mean, inverse_deviation, ctx.needs_input_grad)
-        return grad_weight, grad_gamma, grad_shift if ctx.needs_input_grad[2] else None, None, None
-
-
-class _FoldedConvolution(torch.autograd.Function):
-    """Convolution with the scaled weight, which is not kept for the backward pass.
-
-    At small images the scaled weights would be as large as the activations.
+    Returns:
+        Tensor: (B, C_out, H', W').
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                mean: Tensor, inverse_deviation: Tensor, stride: tuple[int, int],
-                padding: tuple[int, int], groups: int) -> Tensor:
-        ctx.save_for_backward(x, weight, gamma, mean, inverse_deviation)
-        ctx.settings = stride, padding, groups
-        scale, shift = _scale_and_shift(gamma, beta, mean, inverse_deviation)
-        return F.conv2d(x, weight * scale[:, None, None, None], shift, stride, padding,
-                        groups=groups)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, gamma, mean, inverse_deviation = ctx.saved_tensors
-        stride, padding, groups = ctx.settings
-        scale = inverse_deviation if gamma is None else gamma * inverse_deviation
-        needs_x, *needs_weights = ctx.needs_input_grad[:4]
-        needs = needs_x, any(needs_weights[:2]), any(needs_weights[1:])
-        scaled = weight * scale[:, None, None, None]
-        if _has_few_pixels(x, weight):
-            tokens = _tokens(grad)
-            grad_x = _maps(tokens @ scaled.flatten(1), x) if needs[0] else None
-            grad_scaled = (tokens.t() @ _tokens(x)).view_as(weight) if needs[1] else None
-            grad_shift = tokens.sum(0) if needs[2] else None
-        else:
-            grad_x, grad_scaled, grad_shift = torch.ops.aten.convolution_backward(
-                grad, x, scaled, [len(scale)], stride, padding, (1, 1), False, (0, 0), groups,
-                needs)
-        grad_weight, grad_gamma = _backward_of_folding(
-            grad_scaled, grad_shift, weight, gamma, mean, inverse_deviation, needs_weights)
-        return (grad_x, grad_weight, grad_gamma, grad_shift if needs_weights[2] else None,
-                None, None, None, None, None)
+    if layers and all(layer._learns_folded for layer in layers):
+        return convolve_folded(x, [layer._folded_conv() for layer in layers], relu=relu)
+    for i, layer in enumerate(layers):
+        x = layer(x, relu=relu or i + 1 < len(layers))
+    return x
 
 
 class DepthwiseConvNorm(ConvNorm):
@@ -320,13 +256,16 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return self.project(self.expand(x, relu=True))
+        return convolve_in_turn(x, (self.expand, self.project))
 
     def add_to(self, x: Tensor) -> Tensor:
-        """Compute ``x + self(x)``; the deployed form does without a step of its own for it."""
-        if not self.project.deployed:
-            return x + self(x)
-        return self.project(self.expand(x, relu=True), add=x)
+        """Compute ``x + self(x)``; folded forms do without a step of its own for it."""
+        if self.project.deployed:
+            return self.project(self.expand(x, relu=True), add=x)
+        if self.expand._learns_folded and self.project._learns_folded:
+            return convolve_folded(x, [self.expand._folded_conv(), self.project._folded_conv()],
+                                   residual=True)
+        return x + self(x)
 
 
 class SqueezeExcite(nn.Module):

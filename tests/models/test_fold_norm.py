@@ -6,7 +6,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from evit_mm.models import EfficientViT
-from evit_mm.models.layers import ConvNorm
+from evit_mm.models.folding import convolve_folded
+from evit_mm.models.layers import ConvNorm, FeedForward
 
 TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 2), num_heads=(2, 2, 4), key_dims=(4, 4, 4))
 
@@ -183,3 +184,63 @@ def test_one_window_of_one_image_trains_exactly():
                 layer[i] -= step
             numeric[i] = (losses[0] - losses[1]) / 2e-5
     torch.testing.assert_close(analytic, numeric, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('side', [4, 20])
+@pytest.mark.parametrize('learns', ['all', 'x', 'first', 'last', 'all but x'])
+@pytest.mark.parametrize('form', ['relu', 'residual', 'neither'])
+def test_a_chain_is_its_convolutions(form, learns, side):
+    torch.manual_seed(0)
+    layers = [ConvNorm(6, 8, 3, norm_cfg=dict(type='BN')), ConvNorm(8, 8, 3, groups=8,
+              norm_cfg=dict(type='BN')), ConvNorm(8, 6, 1, norm_cfg=dict(type='BN'))]
+    for layer in layers:
+        layer.eval().double()
+        nn.init.normal_(layer.norm.running_mean)
+        nn.init.normal_(layer.norm.weight)
+        nn.init.normal_(layer.norm.bias)
+        layer.requires_grad_(learns in ('all', 'all but x')
+                             or learns == 'first' and layer is layers[0]
+                             or learns == 'last' and layer is layers[-1])
+    x = torch.randn(2, 6, side, side, dtype=torch.double, requires_grad=learns in ('all', 'x'))
+    inputs = [tensor for tensor in (x, *(p for layer in layers for p in layer.parameters()))
+              if tensor.requires_grad]
+
+    def plainly():
+        y = layers[1].norm(layers[1].conv(layers[0].norm(layers[0].conv(x)).relu())).relu()
+        y = layers[2].norm(layers[2].conv(y))
+        return y.relu() if form == 'relu' else y + x if form == 'residual' else y
+
+    def results(y):
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        once = torch.autograd.grad(y.sin().sum(), inputs, retain_graph=True)
+        first = torch.autograd.grad((y * y * weights).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((g * g.cos()).sum() for g in first), inputs)
+        return [y, *first, *second, *once]
+
+    before = x.detach().clone()
+    found = results(convolve_folded(x, [layer._folded_conv() for layer in layers],
+                                    relu=form == 'relu', residual=form == 'residual'))
+    for a, b in zip(found, results(plainly()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    assert torch.equal(x, before)
+
+
+def test_hooks_inside_a_chain_are_called():
+    """Hooks are how gates and visualisers reach what is between two convolutions."""
+    ffn = FeedForward(8, 16, norm_cfg=dict(type='BN')).eval()
+    nn.init.normal_(ffn.project.norm.weight)
+    x = torch.randn(2, 8, 20, 20)
+    expected = ffn.add_to(x)
+    assert 'FoldedChain' in expected.grad_fn.name()
+    handle = ffn.project.register_forward_pre_hook(lambda _, given: (given[0] * 0,))
+    assert not torch.allclose(ffn.add_to(x), expected)
+    handle.remove()
+    assert torch.equal(ffn.add_to(x), expected)
+
+
+def test_gradients_have_the_strides_of_the_weights():
+    """Else DistributedDataParallel warns, and copies them."""
+    model = EfficientViT(TINY, norm_eval=True).train().to(memory_format=torch.channels_last)
+    sum(x.sum() for x in model(torch.randn(2, 3, 97, 131))).backward()
+    different = [name for name, p in model.named_parameters() if p.grad.stride() != p.stride()]
+    assert not different
