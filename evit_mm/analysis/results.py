@@ -61,9 +61,11 @@ class Results(Mapping[str, Any]):
         self.kept = len(self._items)
         reused = sum(key in self._items for key in named) if wanted is not None else self.kept
         if reused:
-            number = str(reused) if wanted is None else f'{reused} of {len(named)}'
-            print(f'{number} results are from an earlier run of {path}; --overwrite measures them '
-                  'again', flush=True)
+            of = reused if wanted is None else len(named)
+            number = str(reused) if wanted is None else f'{reused} of {of}'
+            verb, them = ('is', 'it') if reused == 1 else ('are', 'them')
+            print(f'{number} result{"s" * (of != 1)} {verb} from an earlier run of {path}; '
+                  f'--overwrite measures {them} again', flush=True)
         # Now rather than after the first minutes of work: a folder that can't be written.
         self._write()
 

@@ -273,7 +273,7 @@ def test_another_checkpoint_in_the_same_file_is_refused(tmp_path, images, capsys
     first = run(tmp_path, *arguments)['items']
     capsys.readouterr()
     assert run(tmp_path, *arguments)['items'] == first
-    assert '1 of 1 results are from an earlier run of ' in capsys.readouterr().out
+    assert '1 of 1 result is from an earlier run of ' in capsys.readouterr().out
     torch.save(randomised(model).state_dict(), tmp_path / 'm0.pth')
     assert (tmp_path / 'm0.pth').stat().st_size == size
     with pytest.raises(UserError, match='m0.pth is not what it was'):

@@ -124,10 +124,13 @@ def test_reused_findings_are_told(tmp_path, capsys):
     results.add('m5', 1)
     assert capsys.readouterr().out == ''
     Results(path, SETTINGS, wanted=['m0', 'm1'])
-    assert capsys.readouterr().out == (f'1 of 2 results are from an earlier run of {path}; '
-                                       '--overwrite measures them again\n')
+    assert capsys.readouterr().out == (f'1 of 2 results is from an earlier run of {path}; '
+                                       '--overwrite measures it again\n')
     Results(path, SETTINGS)
-    assert capsys.readouterr().out.startswith('2 results are from an earlier run')
+    assert capsys.readouterr().out == (f'2 results are from an earlier run of {path}; '
+                                       '--overwrite measures them again\n')
+    Results(path, SETTINGS, wanted=['m0'])
+    assert capsys.readouterr().out.startswith('1 of 1 result is from an earlier run')
     Results(path, SETTINGS, wanted=['m1'])
     Results(path, SETTINGS, overwrite=True)
     assert capsys.readouterr().out == ''
