@@ -5,7 +5,6 @@
 and a figure. Here they come together for `tools/analyze.py channels`.
 """
 
-import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Mapping
@@ -225,4 +224,4 @@ def _remove(options: Namespace, subject: _Subject, sites: list[Site], cost: Mapp
 def _progress(subject: _Subject, passes: int, what: str) -> tqdm:
     """A progress bar of batches, on a terminal."""
     return tqdm(total=passes * subject.source.number, desc=what, unit='batch', leave=False,
-                disable=not sys.stderr.isatty())
+                disable=None)

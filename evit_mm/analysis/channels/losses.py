@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, set_random_seed
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ...checkpoint import strip_containers
 from ...engine import preflight
@@ -155,9 +156,10 @@ class FolderLoss:
         return F.cross_entropy(self.model(images), labels)
 
     def _predicted(self) -> list[int]:
+        batches = tqdm(self.batches(), desc='predicting labels', total=self.number, unit='batch',
+                       leave=False, disable=None)
         with torch.no_grad():
-            return [int(label) for images, _ in self.batches()
-                    for label in self.model(images).argmax(1)]
+            return [int(label) for images, _ in batches for label in self.model(images).argmax(1)]
 
 
 def _labelled_images(folder: Path, num_classes: int) -> list[tuple[Path, int]]:
