@@ -15,7 +15,7 @@ from evit_mm.analysis.heads import head_similarity, pairwise_cosines
 from evit_mm.analysis.images import Preprocessing, evenly_spaced, list_images, read_image
 from evit_mm.cli.analyze.heads import add_heads_parser
 from evit_mm.errors import UserError
-from evit_mm.models import EfficientViT
+from evit_mm.models import ARCHS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
 
 IDENTITY = torch.eye(2)
@@ -347,6 +347,31 @@ def test_real_images_and_a_data_set(tmp_path, repository, coco_mini):
     found = run(tmp_path, *arguments, '--data-root', coco_mini, '--dataset',
                 repository / 'configs' / 'retinanet_evit_m0_coco.py')
     assert found['settings']['of_images'] == 16 and found['items']['m0']['images'] == 8
+
+
+SWIN, DEIT = 'timm://swin_tiny_patch4_window7_224', 'timm://deit_tiny_patch16_224'
+
+# Heads of each block, as the papers have them.
+HEADS = {**{name: [heads for depth, heads in zip(arch.depths, arch.num_heads, strict=True)
+                   for _ in range(depth)] for name, arch in ARCHS.items()},
+         SWIN: [3] * 2 + [6] * 2 + [12] * 6 + [24] * 2, DEIT: [3] * 12}
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_random_weights_on_real_images(tmp_path, coco_mini, name):
+    if name in (SWIN, DEIT):
+        pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
+    found = run(tmp_path, name, '--images', coco_mini, '--num-images', 2)
+    item = found['items'][name]
+    assert found['settings']['of_images'] == 64 and item['images'] == 2
+    assert 'cropped to 224x224' in item['preprocessing']
+    assert [block['heads'] for block in item['blocks']] == HEADS[name]
+    for block in item['blocks']:
+        assert len(block['maximum_per_head']) == block['heads']
+        assert 0 <= block['mean'] <= block['maximum'] <= 1  # no entry of a map is negative
+    assert {block['tokens'] for block in item['blocks']} == {197 if name == DEIT else 49}
+    # Small initial weights make every map nearly even, and so all heads alike.
+    assert 0.9 < item['mean'] <= item['maximum']
 
 
 def test_mistakes_are_told(tmp_path, images):
