@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from math import sqrt
 
 import numpy as np
@@ -12,7 +13,13 @@ from PIL import Image
 from evit_mm.analysis import heads
 from evit_mm.analysis.attention_maps import capture_maps
 from evit_mm.analysis.heads import head_similarity, pairwise_cosines
-from evit_mm.analysis.images import Preprocessing, evenly_spaced, list_images, read_image
+from evit_mm.analysis.images import (
+    Preprocessing,
+    evenly_spaced,
+    files_fingerprint,
+    list_images,
+    read_image,
+)
 from evit_mm.cli.analyze.heads import add_heads_parser
 from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
@@ -257,6 +264,54 @@ def test_an_interrupted_model_goes_on(tmp_path, images, monkeypatch):
     found = run(tmp_path, *arguments)
     assert found['items'] == whole and 'partial' not in found
     assert read == ['0.png', '1.png', '2.png', '2.png']
+
+
+def test_an_interrupted_model_does_not_go_on_with_other_images(tmp_path, images, monkeypatch):
+    """Nor with one that was edited, whose name and size stay; those that were not chosen may."""
+    arguments = ('m0', '--images', images, '--shape', 32, 32, '--batch', 1, '--num-images', 2)
+    monkeypatch.setattr(heads, '_SAVED_EVERY', 1)
+    plain = heads.read_image
+
+    def interrupted(path):
+        if path.name == '1.png':
+            raise KeyboardInterrupt
+        return plain(path)
+
+    monkeypatch.setattr(heads, 'read_image', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *arguments)
+    monkeypatch.setattr(heads, 'read_image', plain)
+    state = (images / '0.png').stat()
+    os.utime(images / '0.png', ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(UserError, match=f'what is in {images} is not what it was when .*heads.js'):
+        run(tmp_path, *arguments)
+    os.utime(images / '0.png', ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.utime(images / '2.png')
+    assert run(tmp_path, *arguments)['items']['m0']['images'] == 2
+    (images / '0.png').rename(images / '00.png')
+    with pytest.raises(UserError, match='is not what it was'):
+        run(tmp_path, *arguments)
+    assert run(tmp_path, *arguments, '--overwrite')['items']
+
+
+def test_fingerprints_of_files(tmp_path):
+    """They change with name, size, time and order of the files."""
+    paths = [tmp_path / 'a', tmp_path / 'b']
+    for path in paths:
+        path.write_bytes(path.name.encode())
+        os.utime(path, ns=(0, 10))
+    found = [files_fingerprint(paths), files_fingerprint(paths[::-1]), files_fingerprint(paths[:1])]
+    os.utime(paths[0], ns=(0, 11))
+    found.append(files_fingerprint(paths))
+    paths[0].write_bytes(b'aa')
+    os.utime(paths[0], ns=(0, 10))
+    found.append(files_fingerprint(paths))
+    paths[0].unlink()
+    found.append(files_fingerprint(paths))
+    assert len(set(found)) == 6
+    paths[0].write_bytes(b'x')
+    os.utime(paths[0], ns=(0, 10))
+    assert files_fingerprint(paths) == found[0]
 
 
 def test_a_mistake_blocks_no_further_run(tmp_path, images):

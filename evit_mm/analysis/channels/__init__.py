@@ -67,7 +67,9 @@ def analyze_channels(options: Namespace) -> None:
                  options.budget)
     results = Results(
         options.out / 'channels.json', _settings(options, subject), overwrite=options.overwrite,
-        wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'])
+        wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'],
+        data={f'what is in {options.images}' if options.images
+              else f'the training data of {options.model}': subject.source.fingerprint()})
     height, width = subject.shape
     print(f'{subject.name}: {total / 1e6:.1f} M multiply-adds at {height}x{width}; '
           f'{subject.source.description}', flush=True)

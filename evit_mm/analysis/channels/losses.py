@@ -1,8 +1,10 @@
 """Where the loss comes from that channels are ranked by: a config's training data, or a folder."""
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ...checkpoint import strip_containers
 from ...engine import preflight
 from ...engine.run import explained
 from ...errors import CheckpointError, ConfigError, UserError
-from ..images import list_images, read_image
+from ..images import files_fingerprint, list_images, read_image
 
 __all__ = ['FolderLoss', 'TrainingLoss', 'load_classifier', 'load_detector']
 
@@ -83,6 +85,18 @@ class TrainingLoss:
         """The batches as the dataloader gives them; the same ones at every call."""
         set_random_seed(self.seed)
         yield from islice(self._loader(), self.number)
+
+    def fingerprint(self) -> str:
+        """Tells the batches' data apart: annotations, and names, sizes and times of the files."""
+        set_random_seed(self.seed)
+        loader = self._loader()
+        listed = [loader.dataset.get_data_info(index)
+                  for batch in islice(loader.batch_sampler, self.number) for index in batch]
+        annotations = blake2b(json.dumps(listed, sort_keys=True, default=str).encode(),
+                              digest_size=16)
+        files = (Path(info[key]) for info in listed for key in ('img_path', 'seg_map_path')
+                 if info.get(key))
+        return f'{annotations.hexdigest()} {files_fingerprint(files)}'
 
     def loss(self, batch: Any) -> Tensor:
         """The sum of the losses that training would minimise, a scalar."""
@@ -149,6 +163,10 @@ class FolderLoss:
             images = torch.stack([self._transform(read_image(path)) for path, _ in part])
             labels = torch.tensor([label for _, label in part])
             yield images.to(self._device), labels.to(self._device)
+
+    def fingerprint(self) -> str:
+        """Tells the batches' images apart by names, sizes and times of change."""
+        return files_fingerprint(path for path, _ in self._images)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean cross entropy, a scalar."""
