@@ -27,7 +27,7 @@ from ..models import ARCHS
 from . import machine
 from .attention_maps import AttentionMaps, capture_maps, drop_prefix_tokens
 from .figures import PALETTE, drawing
-from .images import Preprocessing, evenly_spaced, list_images, read_image
+from .images import Preprocessing, evenly_spaced, files_fingerprint, list_images, read_image
 from .results import Results
 from .subjects import TIMM, build_subject, is_config
 from .tables import format_table
@@ -197,7 +197,9 @@ def analyze_heads(options: Namespace) -> Results:
         'images': options.images or options.dataset, 'data_root': options.data_root,
         'num_images': len(chosen), 'of_images': len(paths), 'shape': options.shape,
         'seed': options.seed, 'pretrained': options.pretrained, 'checkpoint': options.checkpoint,
-        'cfg_options': options.cfg_options}, overwrite=options.overwrite, wanted=models)
+        'cfg_options': options.cfg_options}, overwrite=options.overwrite, wanted=models,
+        data={f'what is in {options.images}' if options.images
+              else f'the test data of {options.dataset}': files_fingerprint(chosen)})
     for name in models:
         if name not in results:
             results.add(name, _analyze(name, options, chosen, device, results))

@@ -82,7 +82,7 @@ def analyze_proportion(options: Namespace) -> dict[str, Any]:
         with must_run(reference_name, images):
             reference()
             reference_macs = _count_macs(reference)
-    for key in missing:
+    for key in tqdm(missing, desc='checking', unit='member', leave=False, disable=None):
         _check(key, members[key], images, options)
     written = []
     for key, member in tqdm(members.items(), unit='member', leave=False, disable=None):

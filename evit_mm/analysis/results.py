@@ -26,8 +26,8 @@ class Results(Mapping[str, Any]):
 
     Under ``"files"`` it also holds fingerprints of the files that settings and findings are named
     after, such as checkpoints and configs (with their base files): where one of the settings has
-    another content now, the findings are refused; a finding of such a config is forgotten. Under
-    ``"partial"`` are findings that are not finished.
+    another content now, or ``data`` another fingerprint, the findings are refused; a finding of
+    such a config is forgotten. Under ``"partial"`` are findings that are not finished.
 
     Args:
         path: The file; its folder is made.
@@ -37,6 +37,8 @@ class Results(Mapping[str, Any]):
             the same settings too.
         wanted: Names of the findings that this run is about; those that an earlier run left are
             counted in a line of output.
+        data: Fingerprints of what else the findings depend on, such as a folder of images, by
+            what it is called in a sentence.
 
     Attributes:
         kept (int): How many findings an earlier run left in the file.
@@ -46,7 +48,8 @@ class Results(Mapping[str, Any]):
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False,
-                 wanted: Iterable[str] | None = None) -> None:
+                 wanted: Iterable[str] | None = None, data: Mapping[str, str] | None = None
+                 ) -> None:
         self.path = path
         self.settings: dict[str, Any] = _plain(dict(settings))
         self._items: dict[str, Any] = {}
@@ -54,6 +57,7 @@ class Results(Mapping[str, Any]):
         named = list(dict.fromkeys(wanted or ()))
         self._setting_files = {text: found for text in _strings(self.settings)
                                if (found := _fingerprint(text))}
+        self._data = dict(data or {})
         # What is wanted has its fingerprint taken before the work: the file may change during it.
         self._item_files = {key: found for key in named if (found := _fingerprint(key))}
         if path.exists() and not overwrite:
@@ -61,9 +65,11 @@ class Results(Mapping[str, Any]):
         self.kept = len(self._items)
         reused = sum(key in self._items for key in named) if wanted is not None else self.kept
         if reused:
-            number = str(reused) if wanted is None else f'{reused} of {len(named)}'
-            print(f'{number} results are from an earlier run of {path}; --overwrite measures them '
-                  'again', flush=True)
+            of = reused if wanted is None else len(named)
+            number = str(reused) if wanted is None else f'{reused} of {of}'
+            verb, them = ('is', 'it') if reused == 1 else ('are', 'them')
+            print(f'{number} result{"s" * (of != 1)} {verb} from an earlier run of {path}; '
+                  f'--overwrite measures {them} again', flush=True)
         # Now rather than after the first minutes of work: a folder that can't be written.
         self._write()
 
@@ -112,6 +118,7 @@ class Results(Mapping[str, Any]):
             partial = dict(content.get('partial', {}))
             files = content.get('files', {})
             setting_files = dict(files.get('settings', {}))
+            data = dict(files.get('data', {}))
             item_files = dict(files.get('items', {}))
             names = sorted({*settings, *self.settings})
         except OSError as error:
@@ -122,16 +129,15 @@ class Results(Mapping[str, Any]):
             return  # a run that failed before it found anything: nothing to mix up
         # First, because settings may differ only as a consequence. Files that are gone are not
         # held against the findings.
-        for name, found in self._setting_files.items():
-            if setting_files.get(name, found) != found:
-                raise UserError(f'{name} is not what it was when {self.path} was written: '
-                                f'{_ADVICE}')
+        self._check_unchanged(self._setting_files, setting_files)
         for name in names:
             absent = '(not there)'
             earlier, now = settings.get(name, absent), self.settings.get(name, absent)
             if earlier != now:
                 raise UserError(f'{self.path} has results of other settings ({name}: {earlier} '
                                 f'there, {now} here): {_ADVICE}')
+        # Last, because other settings may choose other data.
+        self._check_unchanged(self._data, data)
         for key in dict.fromkeys([*items, *partial]):
             now = self._item_files.get(key) or _fingerprint(key)
             if now and now != item_files.get(key):
@@ -143,12 +149,19 @@ class Results(Mapping[str, Any]):
         self._items, self._partial = items, partial
         self._item_files = {**item_files, **self._item_files}
 
+    def _check_unchanged(self, now: Mapping[str, str], earlier: Mapping[str, str]) -> None:
+        for name, found in now.items():
+            if earlier.get(name, found) != found:
+                raise UserError(f'{name} is not what it was when {self.path} was written: '
+                                f'{_ADVICE}')
+
     def _write(self) -> None:
         content: dict[str, Any] = {'settings': self.settings, 'items': self._items}
         item_files = {key: found for key, found in self._item_files.items()
                       if key in self._items or key in self._partial}
-        if self._setting_files or item_files:
-            content['files'] = {'settings': self._setting_files, 'items': item_files}
+        if self._setting_files or item_files or self._data:
+            content['files'] = {'settings': self._setting_files, 'items': item_files,
+                                'data': self._data}
         if self._partial:
             content['partial'] = self._partial
         unfinished = self.path.with_name(f'{self.path.name}.tmp')

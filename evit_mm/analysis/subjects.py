@@ -1,5 +1,6 @@
 """The models that are measured and analysed, built from a name."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ NAMES = (f'{min(ARCHS)} to {max(ARCHS)}, {TIMM}MODEL, {TORCHVISION}resnet50, '
 _RESNET_STEM = ('conv1', 'bn1', 'relu', 'maxpool')
 _RESNET_STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 _MOBILENET_STAGES = ('3', '6', '12', '16')  # the last layers of strides 4, 8, 16 and 32
+
+# What every head of mmseg says when it is built: about its own code, and about a default of its
+# loss that our configs keep. Nobody who analyses a model can do anything about either.
+_NO_NEWS = ('``build_loss`` would be deprecated soon', 'Default ``avg_non_ignore`` is False')
 
 
 class StageMaps(nn.ModuleDict):
@@ -138,7 +143,10 @@ def _from_config(path: Path, pretrained: bool, options: dict[str, Any]) -> nn.Mo
     if not pretrained:
         without_pretrained_weights(config)
     try:
-        model: Any = MODELS.build(config.model)
+        with warnings.catch_warnings():
+            for message in _NO_NEWS:
+                warnings.filterwarnings('ignore', message, UserWarning)
+            model: Any = MODELS.build(config.model)
         if pretrained:
             model.init_weights()
     except UserError:

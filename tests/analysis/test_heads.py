@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from math import sqrt
 
 import numpy as np
@@ -12,10 +13,16 @@ from PIL import Image
 from evit_mm.analysis import heads
 from evit_mm.analysis.attention_maps import capture_maps
 from evit_mm.analysis.heads import head_similarity, pairwise_cosines
-from evit_mm.analysis.images import Preprocessing, evenly_spaced, list_images, read_image
+from evit_mm.analysis.images import (
+    Preprocessing,
+    evenly_spaced,
+    files_fingerprint,
+    list_images,
+    read_image,
+)
 from evit_mm.cli.analyze.heads import add_heads_parser
 from evit_mm.errors import UserError
-from evit_mm.models import EfficientViT
+from evit_mm.models import ARCHS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
 
 IDENTITY = torch.eye(2)
@@ -259,6 +266,54 @@ def test_an_interrupted_model_goes_on(tmp_path, images, monkeypatch):
     assert read == ['0.png', '1.png', '2.png', '2.png']
 
 
+def test_an_interrupted_model_does_not_go_on_with_other_images(tmp_path, images, monkeypatch):
+    """Nor with one that was edited, whose name and size stay; those that were not chosen may."""
+    arguments = ('m0', '--images', images, '--shape', 32, 32, '--batch', 1, '--num-images', 2)
+    monkeypatch.setattr(heads, '_SAVED_EVERY', 1)
+    plain = heads.read_image
+
+    def interrupted(path):
+        if path.name == '1.png':
+            raise KeyboardInterrupt
+        return plain(path)
+
+    monkeypatch.setattr(heads, 'read_image', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *arguments)
+    monkeypatch.setattr(heads, 'read_image', plain)
+    state = (images / '0.png').stat()
+    os.utime(images / '0.png', ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(UserError, match=f'what is in {images} is not what it was when .*heads.js'):
+        run(tmp_path, *arguments)
+    os.utime(images / '0.png', ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.utime(images / '2.png')
+    assert run(tmp_path, *arguments)['items']['m0']['images'] == 2
+    (images / '0.png').rename(images / '00.png')
+    with pytest.raises(UserError, match='is not what it was'):
+        run(tmp_path, *arguments)
+    assert run(tmp_path, *arguments, '--overwrite')['items']
+
+
+def test_fingerprints_of_files(tmp_path):
+    """They change with name, size, time and order of the files."""
+    paths = [tmp_path / 'a', tmp_path / 'b']
+    for path in paths:
+        path.write_bytes(path.name.encode())
+        os.utime(path, ns=(0, 10))
+    found = [files_fingerprint(paths), files_fingerprint(paths[::-1]), files_fingerprint(paths[:1])]
+    os.utime(paths[0], ns=(0, 11))
+    found.append(files_fingerprint(paths))
+    paths[0].write_bytes(b'aa')
+    os.utime(paths[0], ns=(0, 10))
+    found.append(files_fingerprint(paths))
+    paths[0].unlink()
+    found.append(files_fingerprint(paths))
+    assert len(set(found)) == 6
+    paths[0].write_bytes(b'x')
+    os.utime(paths[0], ns=(0, 10))
+    assert files_fingerprint(paths) == found[0]
+
+
 def test_a_mistake_blocks_no_further_run(tmp_path, images):
     with pytest.raises(UserError):
         run(tmp_path, 'm9', '--images', images, '--num-images', 1)
@@ -273,7 +328,7 @@ def test_another_checkpoint_in_the_same_file_is_refused(tmp_path, images, capsys
     first = run(tmp_path, *arguments)['items']
     capsys.readouterr()
     assert run(tmp_path, *arguments)['items'] == first
-    assert '1 of 1 results are from an earlier run of ' in capsys.readouterr().out
+    assert '1 of 1 result is from an earlier run of ' in capsys.readouterr().out
     torch.save(randomised(model).state_dict(), tmp_path / 'm0.pth')
     assert (tmp_path / 'm0.pth').stat().st_size == size
     with pytest.raises(UserError, match='m0.pth is not what it was'):
@@ -347,6 +402,31 @@ def test_real_images_and_a_data_set(tmp_path, repository, coco_mini):
     found = run(tmp_path, *arguments, '--data-root', coco_mini, '--dataset',
                 repository / 'configs' / 'retinanet_evit_m0_coco.py')
     assert found['settings']['of_images'] == 16 and found['items']['m0']['images'] == 8
+
+
+SWIN, DEIT = 'timm://swin_tiny_patch4_window7_224', 'timm://deit_tiny_patch16_224'
+
+# Heads of each block, as the papers have them.
+HEADS = {**{name: [heads for depth, heads in zip(arch.depths, arch.num_heads, strict=True)
+                   for _ in range(depth)] for name, arch in ARCHS.items()},
+         SWIN: [3] * 2 + [6] * 2 + [12] * 6 + [24] * 2, DEIT: [3] * 12}
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_random_weights_on_real_images(tmp_path, coco_mini, name):
+    if name in (SWIN, DEIT):
+        pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
+    found = run(tmp_path, name, '--images', coco_mini, '--num-images', 2)
+    item = found['items'][name]
+    assert found['settings']['of_images'] == 64 and item['images'] == 2
+    assert 'cropped to 224x224' in item['preprocessing']
+    assert [block['heads'] for block in item['blocks']] == HEADS[name]
+    for block in item['blocks']:
+        assert len(block['maximum_per_head']) == block['heads']
+        assert 0 <= block['mean'] <= block['maximum'] <= 1  # no entry of a map is negative
+    assert {block['tokens'] for block in item['blocks']} == {197 if name == DEIT else 49}
+    # Small initial weights make every map nearly even, and so all heads alike.
+    assert 0.9 < item['mean'] <= item['maximum']
 
 
 def test_mistakes_are_told(tmp_path, images):

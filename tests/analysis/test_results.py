@@ -80,6 +80,19 @@ def test_findings_of_a_changed_file_are_refused(tmp_path, capsys):
     assert Results(path, settings)['m0'] == 1
 
 
+def test_findings_of_changed_data_are_refused(tmp_path):
+    """Other settings, which may choose other data, are told first; old files name no data."""
+    path = tmp_path / 'x.json'
+    Results(path, SETTINGS).add_partial('m0', 1)
+    assert Results(path, SETTINGS, data={'the folder': 'one'}).partial('m0') == 1
+    Results(path, SETTINGS, data={'the folder': 'one'}).add('m1', 2)
+    with pytest.raises(UserError, match=r'the folder is not what it was when .*--overwrite'):
+        Results(path, SETTINGS, data={'the folder': 'two'})
+    with pytest.raises(UserError, match='threads: 2 there, 4 here'):
+        Results(path, {**SETTINGS, 'threads': 4}, data={'the folder': 'two'})
+    assert list(Results(path, SETTINGS, data={'the folder': 'one'})) == ['m1']
+
+
 def test_findings_of_a_changed_config_are_measured_again(tmp_path, capsys):
     """Also where its base file changed, or the weights that it names."""
     path, config, base = (tmp_path / name for name in ('x.json', 'own.py', 'base.py'))
@@ -124,10 +137,13 @@ def test_reused_findings_are_told(tmp_path, capsys):
     results.add('m5', 1)
     assert capsys.readouterr().out == ''
     Results(path, SETTINGS, wanted=['m0', 'm1'])
-    assert capsys.readouterr().out == (f'1 of 2 results are from an earlier run of {path}; '
-                                       '--overwrite measures them again\n')
+    assert capsys.readouterr().out == (f'1 of 2 results is from an earlier run of {path}; '
+                                       '--overwrite measures it again\n')
     Results(path, SETTINGS)
-    assert capsys.readouterr().out.startswith('2 results are from an earlier run')
+    assert capsys.readouterr().out == (f'2 results are from an earlier run of {path}; '
+                                       '--overwrite measures them again\n')
+    Results(path, SETTINGS, wanted=['m0'])
+    assert capsys.readouterr().out.startswith('1 of 1 result is from an earlier run')
     Results(path, SETTINGS, wanted=['m1'])
     Results(path, SETTINGS, overwrite=True)
     assert capsys.readouterr().out == ''

@@ -1,9 +1,11 @@
 """Every name builds what it says, or ends in a sentence."""
 
 import sys
+import warnings
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from evit_mm.analysis.subjects import build_subject
 from evit_mm.errors import UserError
@@ -50,6 +52,22 @@ def test_configs_build_whole_models_without_fetching(repository):
     model = build_subject(str(config), options={'model.bbox_head.num_classes': 3})
     assert not model.training and model.bbox_head.num_classes == 3
     assert model.backbone.init_cfg is None
+
+
+def test_what_mmseg_says_of_itself_is_not_repeated(repository, monkeypatch):
+    """And nothing else is kept back."""
+    build = MODELS.build
+
+    def warns(config):
+        warnings.warn('Of this part.', stacklevel=1)
+        return build(config)
+
+    monkeypatch.setattr(MODELS, 'build', warns)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        build_subject(str(repository / 'configs' / 'upernet_evit_m0_ade20k.py'))
+    assert {str(one.message) for one in said if one.category is UserWarning
+            and ('mmseg' in one.filename or one.filename == __file__)} == {'Of this part.'}
 
 
 def test_mistakes_are_told(repository, tmp_path):

@@ -5,7 +5,6 @@
 and a figure. Here they come together for `tools/analyze.py channels`.
 """
 
-import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Mapping
@@ -68,7 +67,9 @@ def analyze_channels(options: Namespace) -> None:
                  options.budget)
     results = Results(
         options.out / 'channels.json', _settings(options, subject), overwrite=options.overwrite,
-        wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'])
+        wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'],
+        data={f'what is in {options.images}' if options.images
+              else f'the training data of {options.model}': subject.source.fingerprint()})
     height, width = subject.shape
     print(f'{subject.name}: {total / 1e6:.1f} M multiply-adds at {height}x{width}; '
           f'{subject.source.description}', flush=True)
@@ -225,4 +226,4 @@ def _remove(options: Namespace, subject: _Subject, sites: list[Site], cost: Mapp
 def _progress(subject: _Subject, passes: int, what: str) -> tqdm:
     """A progress bar of batches, on a terminal."""
     return tqdm(total=passes * subject.source.number, desc=what, unit='batch', leave=False,
-                disable=not sys.stderr.isatty())
+                disable=None)

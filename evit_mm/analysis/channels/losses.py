@@ -1,8 +1,10 @@
 """Where the loss comes from that channels are ranked by: a config's training data, or a folder."""
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, set_random_seed
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ...checkpoint import strip_containers
 from ...engine import preflight
 from ...engine.run import explained
 from ...errors import CheckpointError, ConfigError, UserError
-from ..images import list_images, read_image
+from ..images import files_fingerprint, list_images, read_image
 
 __all__ = ['FolderLoss', 'TrainingLoss', 'load_classifier', 'load_detector']
 
@@ -82,6 +85,18 @@ class TrainingLoss:
         """The batches as the dataloader gives them; the same ones at every call."""
         set_random_seed(self.seed)
         yield from islice(self._loader(), self.number)
+
+    def fingerprint(self) -> str:
+        """Tells the batches' data apart: annotations, and names, sizes and times of the files."""
+        set_random_seed(self.seed)
+        loader = self._loader()
+        listed = [loader.dataset.get_data_info(index)
+                  for batch in islice(loader.batch_sampler, self.number) for index in batch]
+        annotations = blake2b(json.dumps(listed, sort_keys=True, default=str).encode(),
+                              digest_size=16)
+        files = (Path(info[key]) for info in listed for key in ('img_path', 'seg_map_path')
+                 if info.get(key))
+        return f'{annotations.hexdigest()} {files_fingerprint(files)}'
 
     def loss(self, batch: Any) -> Tensor:
         """The sum of the losses that training would minimise, a scalar."""
@@ -149,15 +164,20 @@ class FolderLoss:
             labels = torch.tensor([label for _, label in part])
             yield images.to(self._device), labels.to(self._device)
 
+    def fingerprint(self) -> str:
+        """Tells the batches' images apart by names, sizes and times of change."""
+        return files_fingerprint(path for path, _ in self._images)
+
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean cross entropy, a scalar."""
         images, labels = batch
         return F.cross_entropy(self.model(images), labels)
 
     def _predicted(self) -> list[int]:
+        batches = tqdm(self.batches(), desc='predicting labels', total=self.number, unit='batch',
+                       leave=False, disable=None)
         with torch.no_grad():
-            return [int(label) for images, _ in self.batches()
-                    for label in self.model(images).argmax(1)]
+            return [int(label) for images, _ in batches for label in self.model(images).argmax(1)]
 
 
 def _labelled_images(folder: Path, num_classes: int) -> list[tuple[Path, int]]:

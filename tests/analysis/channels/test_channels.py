@@ -1,6 +1,8 @@
 """`tools/analyze.py channels` as a whole: on a detector, a segmentor and a classifier."""
 
 import json
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -38,7 +40,20 @@ def run(*arguments):
     return run_tool(analyze_parser(), analyze, ['channels', *map(str, arguments)])
 
 
-def test_a_detector(detection, tmp_path, capsys, monkeypatch):
+@contextmanager
+def edited(folder):
+    """Its files seem to have changed since, within the block; names and sizes stay."""
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for path, time in times.items():
+        os.utime(path, ns=(time, time + 1))
+    try:
+        yield
+    finally:
+        for path, time in times.items():
+            os.utime(path, ns=(time, time))
+
+
+def test_a_detector(detection, data, tmp_path, capsys, monkeypatch):
     """Finds, keeps, draws and exports; an interrupted run goes on and finds the same."""
     out, path = tmp_path / 'whole', tmp_path / 'narrow.py'
     assert run(*detection, '--out', out, '--export-arch', path) == 0
@@ -82,6 +97,11 @@ def test_a_detector(detection, tmp_path, capsys, monkeypatch):
     out = tmp_path / 'parts'
     assert run(*detection, '--out', out) == 130
     assert list(json.loads((out / 'channels.json').read_text())['items']) == ['channels', 'step 1']
+    count[:] = [1] * 3
+    capsys.readouterr()
+    with edited(data / 'coco' / 'train2017'):
+        assert run(*detection, '--out', out) == 2
+    assert f'the training data of {detection[0]} is not what it was' in capsys.readouterr().err
     count[:] = [1] * 3
     assert run(*detection, '--out', out) == 0
     assert len(count) == 3 + 4  # the trial, step 2, what is left, and with values that cost nothing
@@ -147,15 +167,21 @@ def test_a_segmentor(repository, data, randomised, tmp_path, capsys):
 
 def test_a_classifier(tmp_path, capsys):
     pytest.importorskip('timm')
-    Image.effect_noise((64, 64), 60).save(tmp_path / 'x.png')
-    assert run('timm://deit_tiny_patch16_224', '--images', tmp_path, '--labels', 'predicted',
-               '--batches', 1, '--steps', 1, '--out', tmp_path / 'out') == 0
+    images = tmp_path / 'images'
+    images.mkdir()
+    Image.effect_noise((64, 64), 60).save(images / 'x.png')
+    arguments = ['timm://deit_tiny_patch16_224', '--images', images, '--labels', 'predicted',
+                 '--batches', 1, '--steps', 1, '--out', tmp_path / 'out']
+    assert run(*arguments) == 0
     printed = capsys.readouterr().out
     assert 'M multiply-adds at 224x224' in printed
     assert 'labels: what the model itself predicts, no truth' in printed
     items = json.loads((tmp_path / 'out' / 'channels.json').read_text())['items']
     assert 0.65 < items['result']['share'] <= 0.66
     assert items['result']['macs_before'] == pytest.approx(1.25e9, rel=0.02)  # as is published
+    with edited(images):
+        assert run(*arguments) == 2
+    assert f'what is in {images} is not what it was' in capsys.readouterr().err
 
 
 def test_shares_add_up(backbone):

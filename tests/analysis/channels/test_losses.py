@@ -1,5 +1,10 @@
 """The loss is the one of training, on the same batches each time."""
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +65,39 @@ def test_the_training_loss_is_the_sum_that_training_minimises(config, detector):
 
 def test_few_images_give_few_batches(config, detector):
     assert TrainingLoss(config, detector, batches=9, batch_size=3, seed=0).number == 3
+
+
+def test_other_training_data_have_other_fingerprints(config, detector, shapes, tmp_path):
+    """Of the images that are used, and of what is annotated in them."""
+    root = tmp_path / 'coco'
+    shutil.copytree(shapes, root)
+    set_data_root(config, root)
+
+    def made(seed=0):
+        return TrainingLoss(config, detector, batches=3, batch_size=2, seed=seed)
+
+    source = made()
+    fingerprint = source.fingerprint
+    first = fingerprint()
+    torch.rand(1)
+    assert fingerprint() == first != made(seed=1).fingerprint()
+    used = {Path(sample.img_path) for batch in source.batches() for sample in batch['data_samples']}
+    spare = set((root / 'train2017').iterdir()) - used
+    assert len(used) == 6 and len(spare) == 2
+    os.utime(spare.pop())
+    assert fingerprint() == first
+    for path in used:
+        state = path.stat()
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        assert fingerprint() != first
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert fingerprint() == first
+    annotations = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(annotations.read_text())
+    for instance in content['annotations']:
+        instance['bbox'][2] -= 1
+    annotations.write_text(json.dumps(content))
+    assert made().fingerprint() != first
 
 
 def test_training_data_that_can_not_serve_is_told(config, detector, tmp_path):
@@ -126,6 +164,17 @@ def test_predictions_stand_in_for_labels(pictures):
         model.head.weight.neg_()
     assert torch.equal(next(source.batches())[1], labels)
     assert 'no truth' in source.description
+
+
+def test_other_images_have_other_fingerprints(pictures):
+    settings = dict(labels='folders', batch_size=2, seed=0)
+    source = FolderLoss(pictures, classifier(), batches=2, **settings)
+    first = source.fingerprint()
+    assert FolderLoss(pictures, classifier(), batches=2, **settings).fingerprint() == first
+    assert FolderLoss(pictures, classifier(), batches=3, **settings).fingerprint() != first
+    for path in pictures.rglob('*.png'):
+        os.utime(path)
+    assert FolderLoss(pictures, classifier(), batches=2, **settings).fingerprint() != first
 
 
 def test_images_that_can_not_serve_are_told(pictures, tmp_path):
