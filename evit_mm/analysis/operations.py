@@ -36,7 +36,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         nnpack_spatial_convolution nnpack_available mkldnn_reorder_conv2d_weight
         reorder_convolution_weight'''),
     (COMPUTE, 'ours, with frozen BN in their weights (see evit_mm/models/layers.py)', '''
-        folded_convolution folding'''),
+        folded_chain folding'''),
     (COMPUTE, 'matrix products', '''
         linear addmm addmm_activation mm bmm baddbmm addbmm matmul einsum bilinear dot mv addmv
         mkldnn_linear linear_pointwise mkl_linear int_mm scaled_mm'''),
