@@ -35,7 +35,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         slow_conv2d slow_conv2d_forward slow_conv_transpose2d slow_conv_dilated2d
         nnpack_spatial_convolution nnpack_available mkldnn_reorder_conv2d_weight
         reorder_convolution_weight'''),
-    (COMPUTE, 'ours, with frozen BN in their weights (see evit_mm/models/layers.py)', '''
+    (COMPUTE, 'ours, with frozen BN in their weights (see evit_mm/models/folding.py)', '''
         folded_chain folding'''),
     (COMPUTE, 'matrix products', '''
         linear addmm addmm_activation mm bmm baddbmm addbmm matmul einsum bilinear dot mv addmv

@@ -83,6 +83,7 @@ def _fold_relu(module: ConvModule) -> None:
     changed_before = (module.with_norm and type(module.norm) is not nn.Identity
                       and conv < module.order.index('norm') < act)
     if (winograd.fits(module.conv) and module.with_activation and conv < act
-            and type(module.activate) is nn.ReLU and not changed_before):
+            and type(module.activate) is nn.ReLU and not module.activate._forward_hooks
+            and not changed_before):
         module.conv = winograd.WinogradConv2d(module.conv, relu=True)
         module.activate = nn.Identity()

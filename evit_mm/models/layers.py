@@ -153,8 +153,7 @@ class ConvNorm(nn.Module):
     def _learns_folded(self) -> bool:
         """Whether the next call is `convolve_folded`'s, and nobody wants to see what it gives."""
         return (not self.deployed and self.folds and not self._is_rewritten()
-                and not self._forward_hooks and not self._forward_pre_hooks
-                and not self._backward_hooks and not self._backward_pre_hooks)
+                and not _is_watched(self))
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding,
@@ -164,6 +163,12 @@ class ConvNorm(nn.Module):
         norm = self.norm
         return (isinstance(norm, _BatchNorm) and not norm.training
                 and norm.running_mean is not None)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks wait for a module to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _finish(y: Tensor, relu: bool, add: Tensor | None, *, in_place: bool) -> Tensor:
@@ -262,7 +267,8 @@ class FeedForward(nn.Module):
         """Compute ``x + self(x)``; folded forms do without a step of its own for it."""
         if self.project.deployed:
             return self.project(self.expand(x, relu=True), add=x)
-        if self.expand._learns_folded and self.project._learns_folded:
+        if (self.expand._learns_folded and self.project._learns_folded
+                and not _is_watched(self)):
             return convolve_folded(x, [self.expand._folded_conv(), self.project._folded_conv()],
                                    residual=True)
         return x + self(x)

@@ -235,6 +235,9 @@ def test_hooks_inside_a_chain_are_called():
     handle = ffn.project.register_forward_pre_hook(lambda _, given: (given[0] * 0,))
     assert not torch.allclose(ffn.add_to(x), expected)
     handle.remove()
+    handle = ffn.register_forward_hook(lambda _, given, branch: branch * 0)
+    assert torch.equal(ffn.add_to(x), x)
+    handle.remove()
     assert torch.equal(ffn.add_to(x), expected)
 
 

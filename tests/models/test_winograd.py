@@ -40,7 +40,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [
-    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (3, 21, 13),
+    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (2, 60, 70), (3, 21, 13),
     (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
 @pytest.mark.parametrize('options', [dict(), dict(relu=True), dict(bias=False, relu=True)], ids=str)
 @torch.no_grad()
@@ -189,6 +189,15 @@ def test_deploy_uses_it_with_the_relu_that_follows(options, relu, calls):
         assert error(deployed(x), model(x).double()) < 1e-5
     assert len(calls) == 3
     assert deploy(deployed)(x).equal(deployed(x))
+
+
+@torch.no_grad()
+def test_a_relu_that_somebody_watches_stays():
+    plain, seen = ConvModule(128, 128, 3, padding=1), []
+    plain.activate.register_forward_hook(lambda *called: seen.append(called[-1]))
+    model = deploy(nn.Sequential(plain).eval())
+    y = model(torch.randn(1, 128, 16, 16))
+    assert len(seen) == 1 and torch.equal(seen[0], y) and y.min() == 0
 
 
 @torch.no_grad()
