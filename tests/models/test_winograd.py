@@ -40,8 +40,8 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [
-    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (2, 60, 70), (3, 21, 13),
-    (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
+    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (2, 60, 70),
+    (3, 21, 13), (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
 @pytest.mark.parametrize('options', [dict(), dict(relu=True), dict(bias=False, relu=True)], ids=str)
 @torch.no_grad()
 def test_it_is_the_convolution(shape, options, calls):
