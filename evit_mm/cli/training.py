@@ -37,7 +37,7 @@ def test_parser() -> argparse.ArgumentParser:
                         help='write pictures of predictions beside the truth')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument('--fast', action='store_true',
-                        help='the measured best of the flags below that keep all digits, for the '
+                        help='the measured best of the flags below that keep float32, for the '
                         'device at hand')
     parser.add_argument('--deploy', action='store_true',
                         help='fold BN and all else that can be folded, after loading')
