@@ -2,7 +2,8 @@
 
 Members of a family with other shares get the width at which they are as fast as a reference, so
 that they compare at equal speed. Member and reference take turns in every measurement: what the
-machine does besides meets both.
+machine does besides meets both. In the end all members take turns with it once more: a search
+stops at a measurement that fits, which may have been luck.
 """
 
 import os
@@ -30,13 +31,14 @@ from .results import Results
 from .runtime import Step, average, build_step, must_run, profile_step, summarise
 from .subjects import build_subject
 from .tables import format_table
-from .timing import Stopwatch, quartiles, take_turns
+from .timing import Stopwatch, Work, quartiles, take_turns
 
 __all__ = ['analyze_proportion', 'train_a_step', 'write_arch']
 
 _CAREFUL = 3  # times the repeats, where a measurement is to be relied on
 _CHECK = (2, 3, 64, 64)  # images on which a config is tried: one alone has no batch statistics
 _DEIT = 'timm://deit_tiny_patch16_224'
+_REFERENCE = 'the reference'
 
 
 def analyze_proportion(options: Namespace) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def analyze_proportion(options: Namespace) -> dict[str, Any]:
             written.append(path)
             if key in missing:
                 train_a_step(path, torch.randn(_CHECK, device=images.device))
+    _repeat(members, results, reference_name, images, options)
     found = {key: results[key] for key in members}
     print(f'as fast as {reference_name} to {options.tolerance:.1%}, inference of {options.batch} x '
           f'3 x {size[0]} x {size[1]}, {settings["device"]}')
@@ -158,21 +161,10 @@ class _Tries:
         return float(self._tried[widths, careful]['speed'])
 
     def _measure(self, widths: Widths, careful: bool) -> dict[str, Any]:
-        options, reference = self.options, self.reference
-        images = reference.images
-        step = Step(self.member.build(widths).to(images.device), images, train=False)
-        turns = take_turns(
-            {'reference': {'step': lambda _: reference()}, 'member': {'step': lambda _: step()}},
-            {'reference': None, 'member': None}, Stopwatch(images.device),
-            repeats=options.repeats * _CAREFUL if careful else options.repeats, seed=options.seed,
-            progress=sys.stderr.isatty(), title=f'share {self.key}, widths {widths}')
-        for name, found in turns.items():
-            if found.failure:
-                raise UserError(f'the {name} of widths {widths} can\'t run: {found.failure}')
-        speeds = [theirs / own for theirs, own in zip(
-            turns['reference'].totals, turns['member'].totals, strict=True)]
-        return {'widths': widths, 'careful': careful, 'speed': median(speeds),
-                'speed_quartiles': quartiles(speeds), 'step_ms': turns['member'].milliseconds}
+        step = _step_of(self.member, widths, self.reference.images)
+        speed = _race({self.key: step}, self.reference, self.options, careful=careful,
+                      title=f'share {self.key}, widths {widths}')[self.key]
+        return {'widths': widths, 'careful': careful, **speed}
 
     def cost(self, widths: Widths) -> float:
         """Multiply-adds of all images."""
@@ -183,8 +175,7 @@ class _Tries:
     def finding(self, match: Match) -> dict[str, Any]:
         """Profile the widths that were found, and say all of them."""
         member, images = self.member, self.reference.images
-        model = member.build(match.widths).to(images.device)
-        step = Step(model, images, train=False)
+        step = _step_of(member, match.widths, images)
         step()
         profile = average([profile_step(step, images.device) for _ in range(self.options.repeats)])
         measured = self._tried[match.widths, True]
@@ -193,9 +184,52 @@ class _Tries:
             'layers': member.layers.total, 'widths': match.widths, 'speed': match.speed,
             'speed_quartiles': measured['speed_quartiles'], 'within_tolerance': match.found,
             'tries': match.tries, 'step_ms': measured['step_ms'],
-            'parameters': count_parameters([model]),
+            'parameters': count_parameters([step.model]),
             'macs': self.cost(match.widths) / len(images),
             'built_from': member.describe(match.widths), **summarise(profile)}
+
+
+def _step_of(member: Member, widths: Widths, images: Tensor) -> Step:
+    return Step(member.build(widths).to(images.device), images, train=False)
+
+
+def _race(steps: Mapping[str, Step], reference: Step, options: Namespace, *, careful: bool,
+          title: str) -> dict[str, dict[str, Any]]:
+    """Measure how many times as fast as the reference some steps are, by their names."""
+    racers = {_REFERENCE: reference, **steps}
+
+    def work(step: Step) -> Work:
+        return {'step': lambda _: step()}
+
+    turns = take_turns(
+        {name: work(step) for name, step in racers.items()}, dict.fromkeys(racers),
+        Stopwatch(reference.images.device),
+        repeats=options.repeats * _CAREFUL if careful else options.repeats, seed=options.seed,
+        progress=sys.stderr.isatty(), title=title)
+    for name, found in turns.items():
+        if found.failure:
+            raise UserError(f'{title}: {name} can\'t run: {found.failure}')
+    measured = {}
+    for name in steps:
+        speeds = [theirs / own for theirs, own in zip(
+            turns[_REFERENCE].totals, turns[name].totals, strict=True)]
+        measured[name] = {'speed': median(speeds), 'speed_quartiles': quartiles(speeds),
+                          'step_ms': turns[name].milliseconds}
+    return measured
+
+
+def _repeat(members: Mapping[str, Member], results: Results, reference: str, images: Tensor,
+            options: Namespace) -> None:
+    """Measure all members anew, built anew, and store that as ``repeat`` of each."""
+    if all('repeat' in results[key] for key in members):
+        return
+    steps = {key: _step_of(member, tuple(results[key]['widths']), images)
+             for key, member in members.items()}
+    repeated = _race(steps, build_step(reference, images), options, careful=True,
+                     title='all members once more')
+    for key, measured in repeated.items():
+        results.add(key, {**results[key], 'repeat': {
+            **measured, 'within_tolerance': abs(measured['speed'] - 1) <= options.tolerance}})
 
 
 def _count_macs(step: Step) -> float:
@@ -285,26 +319,30 @@ def train_a_step(path: Path, images: Tensor) -> float:
 
 
 def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    header = ['attention layers', 'share', 'widths', 'speed', 'M params', 'G multiply-adds',
-              'memory-bound', 'with softmax and activation']
+    header = ['attention layers', 'share', 'widths', 'speed', 'repeated', 'M params',
+              'G multiply-adds', 'memory-bound', 'with softmax and activation']
     return format_table(header, [
         [f'{item["attention_layers"]} of {item["layers"]}', f'{item["share"]:.0%}',
          ', '.join(map(str, item['widths'])),
-         f'{item["speed"]:.3f}' + ' (!)' * (not item['within_tolerance']),
+         *(f'{measured["speed"]:.3f}' + ' (!)' * (not measured['within_tolerance'])
+           for measured in (item, item['repeat'])),
          f'{item["parameters"] / 1e6:.2f}', f'{item["macs"] / 1e9:.3f}',
          f'{100 * item["memory_bound"]:.1f}',
          f'{100 * item["memory_bound_with_softmax_and_activation"]:.1f}']
-        for item in found.values()], align='lrlrrrrr')
+        for item in found.values()], align='lrlrrrrrr')
 
 
 def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ['speed: images a second, relative to the reference. memory-bound: share of the run '
-             'time in %.']
+    lines = ['speed: images a second, relative to the reference; repeated: all members anew, in '
+             'turns. memory-bound: share of the run time in %.']
     for key, item in found.items():
         if not item['within_tolerance']:
             lines.append(f'(!) share {key}: the best of {item["tries"]} widths that were tried; '
                          'the steps between widths are too coarse to meet the speed, or there is '
                          'no such width, or the machine is too busy')
+        elif not item['repeat']['within_tolerance']:
+            lines.append(f'(!) share {key}: its speed did not repeat. On an idle machine, pass more '
+                         '--repeats, or --threads 1')
     return '\n'.join(lines)
 
 

@@ -24,7 +24,7 @@ def clock(monkeypatch):
     asked = []
 
     def take_turns(works, given, stopwatch, *, repeats, **_):
-        asked.append(repeats)
+        asked.append((repeats, list(works)[1:]))
         return {name: Turns({'step': [float(proportion.count_macs(work, None)['step'])] * repeats})
                 for name, work in works.items()}
 
@@ -42,13 +42,16 @@ def test_our_family(tmp_path, clock, capsys):
     found = run(tmp_path, '--family', 'm0', '--shares', 0.27, 0, 0.28, '--shape', 64, 64)
     printed = capsys.readouterr().out
     assert list(found) == ['0.00', '0.27']  # sorted; 0.28 is the same member as 0.27
-    assert 2 in clock and 6 in clock  # quick, and careful
+    assert (2, ['0.00']) in clock and (6, ['0.00']) in clock  # quick, and careful
+    assert clock[-1] == (6, ['0.00', '0.27'])  # all once more
+    assert clock.count(clock[-1]) == 1
     content = json.loads((tmp_path / 'proportion.json').read_text())
     assert content['items'] == found and content['settings']['reference'] == 'm0'
     assert found['0.27']['widths'] == [64, 128, 192] and found['0.27']['speed'] == 1
     for key, item in found.items():
         assert item['within_tolerance'] and abs(item['speed'] - 1) <= 0.02
         assert item['speed_quartiles'] == [item['speed']] * 2
+        assert item['repeat']['speed'] == item['speed'] and item['repeat']['within_tolerance']
         # By this clock, half the multiply-adds are twice the speed.
         assert item['speed'] == pytest.approx(found['0.27']['macs'] / item['macs'])
         assert 0 < item['memory_bound'] < item['memory_bound_with_softmax_and_activation'] < 1
@@ -89,6 +92,30 @@ def test_what_was_not_met_is_said(tmp_path, clock, monkeypatch, capsys):
     assert '(!) share 0.40: the best of 7 widths' in printed
 
 
+def test_a_speed_that_does_not_repeat_is_said(tmp_path, clock, monkeypatch, capsys):
+    by_cost = proportion.take_turns
+
+    def take_turns(works, *arguments, **options):
+        turns = by_cost(works, *arguments, **options)
+        turns['0.00'].steps['step'] = [1.03 * time for time in turns['0.00'].steps['step']]
+        return turns
+
+    searched = run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
+    for item in searched.values():
+        del item['repeat']
+    path = tmp_path / 'proportion.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'items': searched}))
+    monkeypatch.setattr(proportion, 'take_turns', take_turns)
+    capsys.readouterr()
+    found = run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
+    printed = capsys.readouterr().out
+    repeated = {key: item['repeat'] for key, item in found.items()}
+    assert repeated['0.00']['speed'] == pytest.approx(searched['0.00']['speed'] / 1.03)
+    assert [item['within_tolerance'] for item in repeated.values()] == [False, True]
+    assert f'| {searched["0.00"]["speed"]:.3f} | {repeated["0.00"]["speed"]:.3f} (!) |' in printed
+    assert '(!) share 0.00: its speed did not repeat' in printed
+
+
 def test_an_interruption_keeps_what_was_found(tmp_path, clock, monkeypatch):
     profiled = []
 
@@ -103,11 +130,11 @@ def test_an_interruption_keeps_what_was_found(tmp_path, clock, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
     assert list(json.loads((tmp_path / 'proportion.json').read_text())['items']) == ['0.00']
-    # The search was over: it is not done again.
     before = len(clock)
     monkeypatch.setattr(proportion, 'profile_step', original)
     found = run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
-    assert list(found) == ['0.00', '0.40'] and len(clock) == before
+    # The searches were over: what is left is to measure both once more.
+    assert list(found) == ['0.00', '0.40'] and clock[before:] == [(6, ['0.00', '0.40'])]
 
 
 def test_an_interrupted_search_goes_on(tmp_path, clock, monkeypatch):
@@ -115,7 +142,7 @@ def test_an_interrupted_search_goes_on(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(proportion, 'match_speed', partial(match_speed, max_tries=4))
     whole = run(tmp_path / 'whole', *arguments)
     needed = len(clock)
-    assert needed == 5  # the last one with care
+    assert [repeats for repeats, _ in clock] == [2, 2, 2, 2, 6, 6]  # with care, and once more
     timed = proportion.take_turns
 
     def interrupted(*positional, **options):
@@ -149,7 +176,7 @@ def test_a_failure_after_the_search_loses_nothing(tmp_path, clock, monkeypatch, 
     (tmp_path / 'arch_share_0.99.py').touch()
     capsys.readouterr()
     run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
-    assert path.read_text() == text and len(clock) == before
+    assert path.read_text() == text and clock[before:] == [(6, ['0.27'])]
     assert capsys.readouterr().out.splitlines()[-1] == (
         f'written: {tmp_path / "proportion.json"}, {tmp_path / "proportion.png"} and {path}')
 
