@@ -341,8 +341,8 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
                          'the steps between widths are too coarse to meet the speed, or there is '
                          'no such width, or the machine is too busy')
         elif not item['repeat']['within_tolerance']:
-            lines.append(f'(!) share {key}: its speed did not repeat. On an idle machine, pass more '
-                         '--repeats, or --threads 1')
+            lines.append(f'(!) share {key}: its speed did not repeat. On an idle machine, pass '
+                         'more --repeats, or --threads 1')
     return '\n'.join(lines)
 
 

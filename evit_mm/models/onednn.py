@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .derived import Derived
 from .eager import computes_plainly
 
-__all__ = ['PackedWeight', 'usable']
+__all__ = ['PackedMatrices', 'PackedWeight', 'usable']
 
 
 def usable(x: Tensor, weight: Tensor) -> bool:
@@ -61,7 +61,6 @@ class PackedWeight:
         return torch.ops.mkldnn._linear_pointwise.default(
             x, packed, bias, 'relu' if relu else 'none', [], '')
 
-
     def convolve(self, conv: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
         """Compute ``conv(x)``, or ``relu(conv(x))``.
 
@@ -73,6 +72,38 @@ class PackedWeight:
             weight.detach(), *settings, x.shape))
         return torch.ops.mkldnn._convolution_pointwise.default(
             x, packed, conv.bias, *settings, 'relu' if relu else 'none', [], '')
+
+
+class PackedMatrices:
+    """Matrices in oneDNN's order, to multiply as many others with at once.
+
+    They are the groups of a pointwise convolution. torch's own batched product is another
+    library's, which reaches half of this one's rate on a CPU that is not Intel's.
+
+    Args:
+        matrices: (G, K, N) in float32, on a CPU.
+    """
+
+    CHUNK = 128
+    """The number of rows of a factor is a multiple of this. oneDNN chooses its order of the
+    matrices by the number of rows and threads, and would rearrange them at every call with another
+    one."""
+
+    def __init__(self, matrices: Tensor) -> None:
+        groups, inner, columns = matrices.shape
+        weight = matrices.detach().transpose(1, 2).reshape(groups * columns, inner, 1, 1)
+        self._settings = [0, 0], [1, 1], [1, 1], groups
+        self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, *self._settings, [1, groups * inner, 1, self.CHUNK])
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Multiply (M, G, K), each (M, K) with its matrix, to (M, G, N)."""
+        # Images of one row, with their channels last.
+        maps = x.view(-1, 1, 1, self.CHUNK, x[0].numel()).permute(0, 1, 4, 2, 3)
+        found = [torch.ops.mkldnn._convolution_pointwise.default(
+            chunk, self._packed, None, *self._settings, 'none', [], '') for chunk in maps]
+        y = found[0] if len(found) == 1 else torch.cat(found)
+        return y.permute(0, 2, 3, 1).view(len(x), self._settings[-1], -1)
 
 
 def _packed(weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Winograd's minimal filtering F(4x4, 3x3): a tile of 4x4 outputs takes 36 products of a transformed
 tile of 6x6 inputs with a transformed kernel, instead of 144 (Lavin and Gray, CVPR 2016). All tiles
-and channels together are 36 products of matrices, which run at the full rate of the machine.
+and channels together are 36 products of matrices, which run near the full rate of the machine.
 
 The transformations interpolate polynomials at 0, +-3/4, +-3/2 and infinity. The customary 0, +-1,
 +-2 make for small integers, which products of matrices don't care for, and lose four times as many
@@ -13,37 +13,31 @@ import functools
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
+from . import onednn
 from .derived import Derived
-from .eager import computes_plainly
+from .onednn import PackedMatrices
+from .tiling import IN, OUT, Group, Piece, count_chunks, group_tiles
 
 __all__ = ['WinogradConv2d', 'fits']
 
-_OUT = 4
-"""Side of a tile of outputs."""
-_IN = 6
-"""Side of the tile of inputs that it depends on."""
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-_BAND = 128
-"""Tiles that are computed together: few enough for the caches, enough for products of matrices."""
+_CHUNK = PackedMatrices.CHUNK
+_CHANNELS = 256
+"""Of so many channels the products take as long as the transformations."""
 _MIN_CHANNELS = 128
-"""Their harmonic mean on both sides, from which on it was faster than oneDNN's convolution: the
-transformations cost in proportion to the sum of the channels, and save in proportion to their
-product."""
-_MIN_TILES = 12
-"""The same for tiles; with fewer, reading 36 matrices instead of 9 takes longer than it saves."""
-_MAX_SHARE = 2 / 3
-"""The same for the share of the convolution's products: tiles may reach beyond a map's edge."""
+"""With fewer, oneDNN's own convolution is about as fast whatever the map."""
 
 
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution, computed by Winograd's method where that is faster.
 
     Anywhere else it is torch's convolution: with gradients, on a GPU, in other precisions than
-    float32, for small maps, and where a compiler or an exporter looks on. Its weights and their
-    names are those of the convolution that it is made of.
+    float32, without oneDNN, for small maps, and where a compiler or an exporter looks on. Its
+    weights and their names are those of the convolution that it is made of.
 
     Args:
         conv: A convolution that `fits`; its parameters are shared, not copied.
@@ -56,14 +50,15 @@ class WinogradConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         self.relu = relu
         self.train(conv.training)
-        self._transformed: Derived[Tensor] = Derived()
+        self._transformed: Derived[PackedMatrices] = Derived()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W); channels last where they are in ``x``."""
-        if (self.weight.dtype == torch.float32 and computes_plainly(x, self.weight)
-                and _saves(x)):
-            weight = self._transformed.get([self.weight], lambda: _transform(self.weight))
-            return _convolve(x, weight, self.bias, relu=self.relu)
+        if (self.weight.dtype == torch.float32 and onednn.usable(x, self.weight)
+                and x.dim() == 4 and any(_pays(group, x, self.weight) for group in _groups(x))):
+            matrices = self._transformed.get(
+                [self.weight], lambda: PackedMatrices(_transform(self.weight)))
+            return _convolve(x, matrices, self.weight, self.bias, relu=self.relu)
         y = super().forward(x)
         return torch.relu_(y) if self.relu else y
 
@@ -82,21 +77,24 @@ def fits(module: nn.Module) -> bool:
     return (conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1)
             and conv.padding in ((1, 1), 'same') and conv.padding_mode == 'zeros'
             and conv.groups == 1
-            and 1 / conv.in_channels + 1 / conv.out_channels <= 2 / _MIN_CHANNELS)
+            and _mean_channels(conv.weight) >= _MIN_CHANNELS)
 
 
-def _saves(x: Tensor) -> bool:
-    """Whether there are enough tiles for products of matrices, and enough of them in the map."""
-    if x.dim() != 4:
-        return False
+def _groups(x: Tensor) -> tuple[Group, ...]:
+    batch, _, height, width = x.shape
+    return group_tiles(batch, height, width, _CHUNK)
+
+
+def _pays(group: Group, x: Tensor, weight: Tensor) -> bool:
+    """Whether products and transformations take less time than the convolution's own products."""
+    cost = count_chunks(group, _CHUNK) * _CHUNK * IN ** 2 * (1 + _CHANNELS / _mean_channels(weight))
     height, width = x.shape[2:]
-    tiles = _tiles(height) * _tiles(width)
-    return (x.shape[0] * tiles >= _MIN_TILES
-            and _IN ** 2 * tiles <= _MAX_SHARE * 9 * height * width)
+    return cost <= 9 * sum(piece.pixels(height, width) for piece in group)
 
 
-def _tiles(side: int) -> int:
-    return -(-side // _OUT)
+def _mean_channels(weight: Tensor) -> float:
+    """The harmonic mean: transformations go by the sum of channels, products by their product."""
+    return 2 / (1 / weight.shape[0] + 1 / weight.shape[1])
 
 
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
@@ -111,10 +109,10 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
         infinity = (powers == coefficients - 1).double()[None]
         return torch.cat([finite, infinity])
 
-    kernel, inputs = evaluate(3), torch.linalg.inv(evaluate(_IN)).T
+    kernel, inputs = evaluate(3), torch.linalg.inv(evaluate(IN)).T
     # Numbers of one size lose the least; powers of two lose nothing.
     size = torch.exp2(inputs.abs().amax(1, keepdim=True).log2().round())
-    return kernel * size, inputs / size, evaluate(_OUT).T
+    return kernel * size, inputs / size, evaluate(OUT).T
 
 
 def _transform(weight: Tensor) -> Tensor:
@@ -131,27 +129,66 @@ def _tile_transforms() -> tuple[Tensor, Tensor]:
     return torch.kron(inputs, inputs).float(), torch.kron(products, products).float()
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-    """Convolve band by band, so that what is computed in between stays in the caches."""
+def _convolve(x: Tensor, matrices: PackedMatrices, weight: Tensor, bias: Tensor | None, *,
+              relu: bool) -> Tensor:
+    """Convolve group by group, so that what is computed in between stays in the caches."""
     batch, channels, height, width = x.shape
-    tall, wide = _tiles(height), _tiles(width)
-    images = min(batch, max(1, _BAND // (tall * wide)))
-    rows = min(tall, max(1, _BAND // wide))
-    maps = x.permute(0, 2, 3, 1)
-    result = x.new_empty(batch, height, width, weight.shape[2])
-    # The columns of zeros at its sides are written once.
-    padded = x.new_zeros(images, _OUT * rows + 2, _OUT * wide + 2, channels)
-    for image in range(0, batch, images):
-        for row in range(0, height, _OUT * rows):
-            band = result[image:image + images, row:row + _OUT * rows]
-            inputs = padded[:len(band), :_OUT * _tiles(band.shape[1]) + 2]
-            _fill(inputs, maps[image:image + images], row)
-            _convolve_band(inputs, weight, bias, relu, band)
+    result = x.new_empty(batch, height, width, len(weight))
+    groups = _groups(x)
+    reader = _Reader(x, groups)
+    # Tiles that fill up a chunk are whatever was there before.
+    most = max(count_chunks(group, _CHUNK) for group in groups)
+    factors = x.new_zeros(most * _CHUNK, IN ** 2, channels)
+    for group in groups:
+        if not _pays(group, x, weight):
+            for piece in group:
+                _convolve_piece(x, weight, bias, relu, piece, _outputs(result, piece))
+            continue
+        sizes = [piece.tiles for piece in group]
+        used = count_chunks(group, _CHUNK) * _CHUNK
+        parts = sizes + [used - sum(sizes)]
+        for piece, part in zip(group, factors[:used].split(parts), strict=False):
+            reader.read(piece, part)
+        for piece, part in zip(group, matrices.matmul(factors[:used]).split(parts), strict=False):
+            _write(part, bias, relu, piece, _outputs(result, piece))
     return result.permute(0, 3, 1, 2)
 
 
+def _outputs(maps: Tensor, piece: Piece) -> Tensor:
+    """The pixels of (B, H, W, C) that are a piece's outputs."""
+    rows = slice(OUT * piece.rows.start, OUT * piece.rows.stop)
+    return maps[piece.images.start:piece.images.stop, rows]
+
+
+class _Reader:
+    """Reads transformed tiles, through memory that all pieces share.
+
+    Args:
+        x: (B, C, H, W).
+        groups: What of it will be read.
+    """
+
+    def __init__(self, x: Tensor, groups: tuple[Group, ...]) -> None:
+        self._maps = x.permute(0, 2, 3, 1)
+        images, rows, wide = map(max, zip(
+            *(piece.shape for group in groups for piece in group), strict=True))
+        # The columns of zeros at its sides are written once.
+        self._padded = x.new_zeros(images, OUT * rows + 2, OUT * wide + 2, x.shape[1])
+        self._tiles = x.new_empty(images * rows * wide, IN ** 2, x.shape[1])
+
+    def read(self, piece: Piece, factors: Tensor) -> None:
+        """Write the factors (N, 36, C) of a piece of N tiles."""
+        images, rows, _ = piece.shape
+        padded = self._padded[:images, :OUT * rows + 2]
+        _fill(padded, self._maps[piece.images.start:piece.images.stop], OUT * piece.rows.start)
+        tiles = self._tiles[:piece.tiles]
+        tiles.view(*piece.shape, IN, IN, -1).copy_(
+            padded.unfold(1, IN, OUT).unfold(2, IN, OUT).permute(0, 1, 2, 4, 5, 3))
+        torch.bmm(_tile_transforms()[0].expand(len(tiles), -1, -1), tiles, out=factors)
+
+
 def _fill(padded: Tensor, maps: Tensor, row: int) -> None:
-    """Copy the rows around a band that begins at ``row``; zeros where there are none."""
+    """Copy the rows around a piece that begins at ``row``; zeros where there are none."""
     first, last = max(row - 1, 0), min(row - 1 + padded.shape[1], maps.shape[1])
     above = first - (row - 1)
     padded[:, :above].zero_()
@@ -159,24 +196,27 @@ def _fill(padded: Tensor, maps: Tensor, row: int) -> None:
     padded[:, above + last - first:].zero_()
 
 
-def _convolve_band(padded: Tensor, weight: Tensor, bias: Tensor | None, relu: bool,
-                   result: Tensor) -> None:
-    """Convolve (N, 4 R + 2, 4 W + 2, C_in) into (N, at most 4 R, at most 4 W, C_out)."""
-    images, high, broad, channels = padded.shape
-    rows, wide = high // _OUT, broad // _OUT
-    to_factors, to_outputs = _tile_transforms()
-    # (6, 6, N, R, W, C): the first two are a place in a tile.
-    tiles = padded.unfold(1, _IN, _OUT).unfold(2, _IN, _OUT).permute(4, 5, 0, 1, 2, 3)
-    factors = torch.mm(to_factors, tiles.reshape(_IN * _IN, -1))
-    products = torch.bmm(factors.view(_IN * _IN, -1, channels), weight)
-    outputs = torch.mm(to_outputs, products.view(_IN * _IN, -1))
-    outputs = outputs.view(_OUT, _OUT, images, rows, wide, -1).permute(2, 3, 0, 4, 1, 5)
+def _write(products: Tensor, bias: Tensor | None, relu: bool, piece: Piece, result: Tensor) -> None:
+    """Make outputs (N, H, W, C_out) of a piece's products (tiles, 36, C_out)."""
+    outputs = torch.bmm(_tile_transforms()[1].expand(len(products), -1, -1), products)
     if bias is not None:
         outputs += bias
     if relu:
         outputs.relu_()
-    if result.shape[1:3] == (_OUT * rows, _OUT * wide):
+    images, rows, wide = piece.shape
+    outputs = outputs.view(images, rows, wide, OUT, OUT, -1).transpose(2, 3)
+    if result.shape[1:3] == (OUT * rows, OUT * wide):
         result.view(outputs.shape).copy_(outputs)
     else:
-        outputs = outputs.reshape(images, _OUT * rows, _OUT * wide, -1)
+        outputs = outputs.reshape(images, OUT * rows, OUT * wide, -1)
         result.copy_(outputs[:, :result.shape[1], :result.shape[2]])
+
+
+def _convolve_piece(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, piece: Piece,
+                    result: Tensor) -> None:
+    """Let oneDNN convolve what does not fill a chunk, into (N, H, W, C_out)."""
+    first = OUT * piece.rows.start
+    above = min(first, 1)  # the rows around it are inputs, too; their own outputs are left out
+    rows = x[piece.images.start:piece.images.stop, :, first - above:OUT * piece.rows.stop + 1]
+    y = F.conv2d(rows, weight, bias, padding=1)[:, :, above:above + result.shape[1]]
+    result.copy_((y.relu_() if relu else y).permute(0, 2, 3, 1))

@@ -9,9 +9,11 @@ from mmcv.cnn import ConvModule
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evit_mm.models import winograd
+from evit_mm.models import onednn, winograd
 from evit_mm.models.fuse import deploy
 from evit_mm.models.winograd import WinogradConv2d, fits
+
+pytestmark = pytest.mark.skipif(not onednn._dtypes(), reason='torch has no oneDNN here')
 
 
 def layer(in_channels=128, out_channels=128, relu=False, **options):
@@ -39,12 +41,18 @@ def calls(monkeypatch):
     return found
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """It is not asked whether it pays."""
+    monkeypatch.setattr(winograd, '_pays', lambda *_: True)
+
+
 @pytest.mark.parametrize('shape', [
-    (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70), (2, 60, 70),
-    (3, 21, 13), (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
+    (1, 1, 1), (1, 16, 16), (1, 100, 42), (1, 33, 101), (1, 14, 1500), (1, 13, 21), (2, 9, 70),
+    (2, 60, 70), (3, 21, 13), (20, 7, 7), (70, 14, 14), (300, 5, 5)], ids=str)
 @pytest.mark.parametrize('options', [dict(), dict(relu=True), dict(bias=False, relu=True)], ids=str)
 @torch.no_grad()
-def test_it_is_the_convolution(shape, options, calls):
+def test_it_is_the_convolution(shape, options, always, calls):
     conv = layer(128, 136, **options)
     maps = torch.randn(shape[0], 128, *shape[1:])
     for x in (maps.contiguous(memory_format=torch.channels_last), maps,
@@ -58,7 +66,7 @@ def test_it_is_the_convolution(shape, options, calls):
 
 
 @torch.no_grad()
-def test_wide_sums_lose_no_digits():
+def test_wide_sums_lose_no_digits(always):
     """Values of one sign leave errors no chance to cancel; 2048 channels are many."""
     conv = layer(2048, 96)
     conv.weight.abs_()
@@ -67,7 +75,7 @@ def test_wide_sums_lose_no_digits():
 
 
 @torch.no_grad()
-def test_edges_see_zeros_alone():
+def test_edges_see_zeros_alone(always):
     """A kernel that reads one neighbour moves the map, and brings zeros in."""
     conv = layer(bias=False)
     x = torch.randn(1, 128, 37, 45)
@@ -78,20 +86,22 @@ def test_edges_see_zeros_alone():
         torch.testing.assert_close(conv(x), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize('shape', [(1, 128, 8, 8), (1, 128, 1, 400), (40, 128, 2, 2),
-                                   (0, 128, 14, 14), (128, 16, 16)], ids=str)
+@pytest.mark.parametrize('shape', [(1, 128, 32, 32), (1, 128, 1, 6000), (512, 128, 2, 2),
+                                   (0, 128, 14, 14), (128, 48, 48)], ids=str)
 @torch.no_grad()
 def test_it_leaves_small_maps_to_torch(shape, calls):
     conv = layer(relu=True)
     x = torch.randn(shape)
     y = conv(x)
     assert not calls and y.shape == x.shape
+    conv(torch.randn(1, 128, 44, 44))
+    assert len(calls) == 1
     if x.numel():
         assert error(y, exact(conv, x)) < 1e-6
 
 
 @pytest.mark.filterwarnings('ignore:TF32 acceleration')
-def test_it_steps_back(calls):
+def test_it_steps_back(always, calls):
     conv = layer()
     x = torch.randn(1, 128, 16, 16)
 
@@ -111,6 +121,8 @@ def test_it_steps_back(calls):
         assert not used(half, x.bfloat16())
         with torch.autocast('cpu', torch.bfloat16):
             assert not used() and not used(half) and conv(x).dtype == torch.bfloat16
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not used()
         with FlopCounterMode(display=False) as counter:
             assert not used()
         assert counter.get_total_flops() == 2 * 9 * 128 * 128 * 256
@@ -124,7 +136,7 @@ def test_it_steps_back(calls):
 
 
 @torch.no_grad()
-def test_changes_of_the_weight_are_seen(calls):
+def test_changes_of_the_weight_are_seen(always, calls):
     conv = layer()
     x = torch.randn(1, 128, 16, 16)
     conv(x)
@@ -141,6 +153,26 @@ def test_changes_of_the_weight_are_seen(calls):
         assert error(twin(x), exact(twin, x)) < 5e-6
     assert error(conv(x), exact(conv, x)) < 5e-6
     assert len(calls) == 7
+
+
+@pytest.mark.parametrize('shape', [(1, 100, 168), (1, 50, 84), (3, 45, 60), (1, 5, 960)], ids=str)
+@torch.no_grad()
+def test_what_fills_no_chunk_is_convolved_directly(shape, calls, monkeypatch):
+    direct = []
+    by_torch = winograd._convolve_piece
+    monkeypatch.setattr(winograd, '_convolve_piece',
+                        lambda *given: direct.append(given[4]) or by_torch(*given))
+    conv = layer(128, 152, relu=True)
+    x = torch.randn(shape[0], 128, *shape[1:])
+    assert error(conv(x), exact(conv, x)) < 5e-6
+    assert len(calls) == 1 and direct
+
+
+@torch.no_grad()
+def test_products_of_many_matrices():
+    matrices, x = torch.randn(5, 24, 40), torch.randn(256, 5, 24)
+    expected = torch.einsum('mgk,gkn->mgn', x.double(), matrices.double())
+    assert error(onednn.PackedMatrices(matrices).matmul(x), expected) < 1e-6
 
 
 @pytest.mark.parametrize('options', [
@@ -175,7 +207,7 @@ def test_what_others_changed_does_not_fit():
     (dict(norm_cfg=dict(type='GN', num_groups=4), order=('conv', 'act', 'norm')), True),
     (dict(order=('act', 'conv', 'norm')), False)], ids=str)
 @torch.no_grad()
-def test_deploy_uses_it_with_the_relu_that_follows(options, relu, calls):
+def test_deploy_uses_it_with_the_relu_that_follows(options, relu, always, calls):
     plain = ConvModule(128, 128, 3, padding=1, **options)
     if 'norm_cfg' in options:
         nn.init.normal_(plain.norm.weight)
