@@ -1,6 +1,6 @@
 """How all figures look: legible at half the width of a page, and to the colour-blind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from ..errors import UserError
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
-__all__ = ['HALF_PAGE', 'PALETTE', 'drawing', 'save']
+__all__ = ['HALF_PAGE', 'PALETTE', 'drawing', 'legend_columns', 'save']
 
 HALF_PAGE = 3.3
 """Half the width of a page, in inches."""
@@ -29,6 +29,10 @@ _STYLE: dict[Any, Any] = {  # matplotlib's own type lists every name that there 
     'axes.axisbelow': True, 'axes.grid': False, 'grid.linewidth': 0.4, 'grid.color': '#DDDDDD',
     'lines.linewidth': 1.4, 'lines.markersize': 4, 'savefig.dpi': 250,
 }
+
+
+_LEGEND_WIDTH, _HANDLE_WIDTH = 60, 8
+"""Of half a page, and of a line's sample with what is around it, in letters of a legend."""
 
 
 @contextmanager
@@ -54,6 +58,11 @@ def drawing(path: Path, *, width: float = HALF_PAGE, height: float = 2.2) -> 'It
         FigureCanvasAgg(figure)
         yield figure
         save(figure, path)
+
+
+def legend_columns(labels: Sequence[str], *, most: int = 3) -> int:
+    """How many columns of a legend fit beside each other on half a page."""
+    return max(1, min(most, len(labels), _LEGEND_WIDTH // (max(map(len, labels)) + _HANDLE_WIDTH)))
 
 
 def save(figure: 'Figure', path: Path) -> None:

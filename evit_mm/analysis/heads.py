@@ -15,22 +15,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import strip_containers
 from ..engine.configure import leaf_datasets, load_config, set_data_root
-from ..engine.preflight import built_dataset, check_checkpoint, check_files
-from ..errors import CheckpointError, ConfigError, UserError
+from ..engine.preflight import built_dataset, check_files
+from ..errors import ConfigError, UserError
 from ..models import ARCHS
 from . import machine
 from .attention_maps import AttentionMaps, capture_maps, drop_prefix_tokens
-from .figures import PALETTE, drawing
+from .figures import PALETTE, drawing, legend_columns
 from .images import Preprocessing, evenly_spaced, files_fingerprint, list_images, read_image
 from .results import Results
-from .subjects import TIMM, build_subject, is_config
+from .subjects import TIMM, build_subject, is_config, load_weights, short_names
 from .tables import format_table
+from .timing import OUT_OF_MEMORY, reason
 
 __all__ = ['BlockSimilarity', 'analyze_heads', 'head_similarity', 'pairwise_cosines']
 
@@ -49,6 +48,7 @@ _LINES = tuple(colour for name, colour in PALETTE.items() if name != 'yellow')
 
 _STYLES = ('-', '--', '-.', ':')
 _MARKERS = 'os^Dv<>P'
+_MOST_TICKS = 14
 _LINE = 100
 
 
@@ -234,15 +234,17 @@ def _analyze(name: str, options: Namespace, paths: Sequence[Path], device: torch
         blocks = head_similarity(runs.to(device), batches,
                                  class_token=options.class_token == 'keep',
                                  earlier=partial['blocks'], after_batch=after_batch)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f'{device} has too little memory for {options.batch} images of {height}x'
-                        f'{width} at once: pass a smaller --batch') from error
-    except (AssertionError, RuntimeError) as error:
-        if not name.startswith(TIMM):  # many of timm's take one size only, others take all
-            raise
-        raise ConfigError(f'{name} can\'t take images of {height}x{width}: leave --shape out, or '
-                          'give it that size with --cfg-options img_size="[HEIGHT,WIDTH]" '
-                          f'({" ".join(str(error).split())})') from error
+    except UserError:
+        raise
+    except Exception as error:  # of others' models, at sizes and batches that they can't take
+        why = reason(error)
+        if why == OUT_OF_MEMORY:
+            raise UserError(f'{device} has too little memory for {options.batch} images of '
+                            f'{height}x{width} at once: pass a smaller --batch') from error
+        advice = ('leave --shape out, or give it that size with --cfg-options '
+                  'img_size="[HEIGHT,WIDTH]"' if name.startswith(TIMM) else 'pass another --shape')
+        raise ConfigError(f'{name} can\'t take images of {height}x{width}: {advice} ({why})'
+                          ) from error
     compared = [block for block in blocks if block.heads > 1]
     return {
         'weights': weights, 'preprocessing': str(preprocessing), 'images': len(paths),
@@ -265,20 +267,8 @@ def _model(name: str, options: Namespace) -> tuple[nn.Module, str]:
     if not options.checkpoint:
         return model, 'published' if options.pretrained else f'random, seed {options.seed}'
     if name.lower() not in ARCHS:
-        _load(model, name, options.checkpoint)
+        load_weights(model, name, options.checkpoint)
     return model, options.checkpoint
-
-
-def _load(model: nn.Module, name: str, source: str) -> None:
-    if is_config(name):
-        check_checkpoint(model, source, purpose='test')
-    checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-    try:
-        # A config's model was checked, and BN's counters may be missing.
-        model.load_state_dict(strip_containers(checkpoint, source), strict=not is_config(name))
-    except RuntimeError as error:
-        raise CheckpointError(f'{source} does not fit {name}: '
-                              f'{" ".join(str(error).split())[:300]}') from error
 
 
 def _preprocessing(name: str, model: nn.Module, shape: Sequence[int] | None) -> Preprocessing:
@@ -322,6 +312,9 @@ def _images(options: Namespace) -> list[Path]:
     for part in leaf_datasets(config.test_dataloader):
         dataset = built_dataset(partial(DATASETS.build, {**part, 'pipeline': []}), 'test')
         found += [Path(dataset.get_data_info(index)['img_path']) for index in range(len(dataset))]
+    if not found:
+        raise ConfigError(f'--dataset {options.dataset}: no images are found in its '
+                          'test_dataloader: name a folder of them with --images')
     return sorted(found)
 
 
@@ -355,22 +348,24 @@ def _report(found: dict[str, Any], settings: dict[str, Any]) -> str:
 
 def _draw(found: dict[str, Any], path: Path) -> None:
     """One line per model over its blocks, as in the paper's figure of head similarity."""
-    with drawing(path, height=2.4 + 0.14 * ((len(found) + 2) // 3)) as figure:
+    labels = short_names(found)
+    columns = legend_columns(labels)
+    with drawing(path, height=2.25 + 0.14 * -(-len(labels) // columns)) as figure:
         axes = figure.add_subplot()
-        for index, (name, item) in enumerate(found.items()):
+        for index, (label, item) in enumerate(zip(labels, found.values(), strict=True)):
             heights = [float('nan') if block['maximum'] is None else block['maximum']
                        for block in item['blocks']]
             axes.plot(range(1, len(heights) + 1), heights, color=_LINES[index % len(_LINES)],
                       linestyle=_STYLES[index % len(_STYLES)],
-                      marker=_MARKERS[index % len(_MARKERS)], label=_label(name))
+                      marker=_MARKERS[index % len(_MARKERS)], label=label)
         most = max(len(item['blocks']) for item in found.values())
-        axes.set_xticks(range(1, most + 1))
+        axes.set_xticks(range(1, most + 1, -(-most // _MOST_TICKS)))
         axes.set_xlabel('block')
         axes.set_ylim(0, 1.05)  # all that cosines of maps can be, so that figures compare
         axes.set_ylabel('maximum cosine similarity')
         axes.grid(axis='y', visible=True)
         # Long handles, so that dashes and dots show.
-        figure.legend(loc='outside upper center', ncols=min(3, len(found)), handlelength=2.6)
+        figure.legend(loc='outside upper center', ncols=columns, handlelength=2.6)
 
 
 def _label(name: str) -> str:

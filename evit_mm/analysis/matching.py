@@ -11,6 +11,9 @@ __all__ = ['Match', 'Speed', 'Widths', 'match_speed', 'rungs', 'variations']
 
 Widths = tuple[int, ...]
 
+_MORE = 6
+"""Widths that are tried after one that fits, but not well: the next measurement may differ."""
+
 
 class Speed(Protocol):
     """Measures how many times as fast a model of these widths is; 1 is as fast as wanted."""
@@ -68,11 +71,11 @@ def variations(widths: Widths, units: Widths) -> list[Widths]:
 def match_speed(ladder: Sequence[Widths], units: Widths, speed: Speed,
                 cost: Callable[[Widths], float], wanted_cost: float, *, tolerance: float = 0.02,
                 max_tries: int = 30) -> Match:
-    """Find widths whose speed is 1 to ``tolerance``.
+    """Find widths whose speed is 1 to ``tolerance``, better to half of it.
 
     Climbs the ladder first, by the cost that the last speed suggests; between two rungs that are
     too fast and too slow it tries their neighbours. A quick measurement that fits is repeated with
-    care, and the search goes on where that disagrees.
+    care, and the search goes on where that disagrees, or a little where it fits just so.
 
     Args:
         ladder: Widths from fast to slow, at least one.
@@ -86,17 +89,23 @@ def match_speed(ladder: Sequence[Widths], units: Widths, speed: Speed,
     cost = cache(cost)
     quick: dict[Widths, float] = {}
     careful: dict[Widths, float] = {}
+    first_fit: list[int] = []  # how many had been tried by then
+
+    def fits(share_of_tolerance: float = 1.0) -> bool:
+        return any(abs(value - 1) <= share_of_tolerance * tolerance for value in careful.values())
 
     def measured(widths: Widths) -> float:
         if widths not in quick:
             quick[widths] = speed(widths, careful=False)
             if abs(quick[widths] - 1) <= tolerance:
                 quick[widths] = careful[widths] = speed(widths, careful=True)
+            if fits() and not first_fit:
+                first_fit.append(len(quick))
         return quick[widths]
 
     def done() -> bool:
-        return (len(quick) >= max_tries
-                or any(abs(value - 1) <= tolerance for value in careful.values()))
+        return (len(quick) >= max_tries or fits(0.5)
+                or bool(first_fit) and len(quick) >= first_fit[0] + _MORE)
 
     fast, slow = -1, len(ladder)  # rungs known to be too fast, too slow
     guess = _rung_of_cost(ladder, cost, wanted_cost)
@@ -118,7 +127,7 @@ def match_speed(ladder: Sequence[Widths], units: Widths, speed: Speed,
         if not left:
             break
         measured(min(left, key=lambda widths: abs(cost(widths) - wanted_cost)))
-    best = _nearest(careful) if done() and careful else _nearest(quick)
+    best = _nearest(careful) if fits() else _nearest(quick)
     if best not in careful:
         careful[best] = speed(best, careful=True)
     return Match(best, careful[best], len(quick), abs(careful[best] - 1) <= tolerance)

@@ -55,7 +55,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     (COPY, 'copies, in another order or type', '''
         copy clone contiguous to to_copy type_as cat stack pad constant_pad_nd reflection_pad2d
         replication_pad2d roll flip repeat repeat_interleave tile im2col col2im pixel_shuffle
-        pixel_unshuffle channel_shuffle to_dense to_mkldnn memcpy'''),
+        pixel_unshuffle channel_shuffle to_dense to_mkldnn'''),
     (COPY, 'lookups and their reverse: bias tables, nearest neighbours', '''
         index index_select index_put index_put_impl unsafe_index gather scatter scatter_add
         take embedding masked_fill masked_select where upsample_nearest2d
@@ -92,6 +92,7 @@ _ON_BEHALF = {
     OTHER: '''sum sum_to_size result_type item local_scalar_dense is_nonzero lift''',
 }
 
+_MOVES = ('Memcpy', 'Memset')  # what a GPU's kernels of these kinds are called, with more behind
 _FUSED = re.compile(r'(?:triton_[a-z]+|cpp)_fused_(?P<operations>.*)')
 # Of several operations in one kernel, the first of these decides.
 _WEIGHT = (COMPUTE, NORM, SOFTMAX, ADD, COPY, OTHER)
@@ -125,6 +126,8 @@ def classify(stack: Sequence[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def _known(name: str) -> str | None:
+    if name.startswith(_MOVES):
+        return COPY
     fused = _FUSED.search(name)
     if fused:
         words = fused['operations'].split('_')

@@ -10,13 +10,14 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ..engine.configure import load_config
@@ -28,7 +29,7 @@ from .figures import PALETTE, drawing
 from .matching import Match, Widths, match_speed
 from .members import EfficientViTMember, Member, member_of
 from .results import Results
-from .runtime import Step, average, build_step, must_run, profile_step, summarise
+from .runtime import Step, average, build_step, must_run, profile_step, random_images, summarise
 from .subjects import build_subject
 from .tables import format_table
 from .timing import Stopwatch, Work, quartiles, take_turns
@@ -77,11 +78,11 @@ def analyze_proportion(options: Namespace) -> dict[str, Any]:
         'torch': torch.__version__}
     results = Results(options.out / 'proportion.json', settings, overwrite=options.overwrite,
                       wanted=members)
-    images = torch.randn(options.batch, 3, *size, device=device)
+    images = random_images(options.batch, size, device)
     missing = [key for key in members if key not in results]
     if missing:
-        reference = build_step(reference_name, images)
         with must_run(reference_name, images):
+            reference = build_step(reference_name, images)
             reference()
             reference_macs = _count_macs(reference)
     for key in tqdm(missing, desc='checking', unit='member', leave=False, disable=None):
@@ -97,8 +98,9 @@ def analyze_proportion(options: Namespace) -> dict[str, Any]:
             path = options.out / f'arch_share_{key}.py'
             write_arch(path, results[key], f'as fast as {reference_name}', options.config)
             written.append(path)
-            if key in missing:
-                train_a_step(path, torch.randn(_CHECK, device=images.device))
+            if not results[key].get('trains'):  # an earlier run may have failed here
+                train_a_step(path, torch.randn(_CHECK, device=device))
+                results.add(key, {**results[key], 'trains': True})
     _repeat(members, results, reference_name, images, options)
     found = {key: results[key] for key in members}
     print(f'as fast as {reference_name} to {options.tolerance:.1%}, inference of {options.batch} x '
@@ -221,7 +223,8 @@ def _race(steps: Mapping[str, Step], reference: Step, options: Namespace, *, car
 def _repeat(members: Mapping[str, Member], results: Results, reference: str, images: Tensor,
             options: Namespace) -> None:
     """Measure all members anew, built anew, and store that as ``repeat`` of each."""
-    if all('repeat' in results[key] for key in members):
+    if all('repeat' in results[key] and results[key]['repeat']['within_tolerance']
+           for key in members):
         return
     steps = {key: _step_of(member, tuple(results[key]['widths']), images)
              for key, member in members.items()}
@@ -233,7 +236,9 @@ def _repeat(members: Mapping[str, Member], results: Results, reference: str, ima
 
 
 def _count_macs(step: Step) -> float:
-    return count_macs({'step': lambda _: step()}, None)['step']
+    # torch does not count fused attention on a CPU, but does on no device.
+    with sdpa_kernel(SDPBackend.MATH):
+        return count_macs({'step': lambda _: step()}, None)['step']
 
 
 def write_arch(path: Path, finding: Mapping[str, Any], speed: str,
@@ -263,16 +268,16 @@ def write_arch(path: Path, finding: Mapping[str, Any], speed: str,
     if config:
         lines += ['model = dict(',
                   '    backbone=dict(arch=dict(_delete_=True, **arch), init_cfg=None),',
-                  *(f'    {part}=dict(in_channels={channels}),'
-                    for part, channels in _fitting(config, finding['built_from']).items()), ')']
+                  *(f'    {part}={changes!r},'
+                    for part, changes in _fitting(config, finding['built_from']).items()), ')']
     try:
         path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     except OSError as error:
         raise UserError(f'can\'t write {path}: {error.strerror}') from error
 
 
-def _fitting(path: str, arch: Mapping[str, Any]) -> dict[str, list[int] | int]:
-    """The ``in_channels`` that the parts behind the backbone need, by the part's name."""
+def _fitting(path: str, arch: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in the parts behind the backbone to take its maps, by the part's name."""
     config = load_config(path)
     backbone = config.get('model', {}).get('backbone') or {}
     if backbone.get('type') != 'EfficientViT':
@@ -283,14 +288,29 @@ def _fitting(path: str, arch: Mapping[str, Any]) -> dict[str, list[int] | int]:
         'arch': arch, 'init_cfg': None}).out_channels
     # Heads of a detector see the neck's channels, those of a segmentor without one the backbone's.
     parts = ['neck'] if config.model.get('neck') else ['decode_head', 'auxiliary_head']
-    fitting: dict[str, list[int] | int] = {}
+    fitting: dict[str, Any] = {}
     for part in parts:
-        usual = (config.model.get(part) or {}).get('in_channels')
-        if isinstance(usual, int):
-            fitting[part] = outputs[config.model[part].get('in_index', -1)]
-        elif usual:
-            fitting[part] = list(outputs)
+        usual = config.model.get(part)
+        if isinstance(usual, list):
+            # A list is inherited as a whole. Of necks, only the first one sees the backbone.
+            whole = [one.to_dict() for one in usual]
+            for one in whole[:1] if part == 'neck' else whole:
+                one.update(_in_channels(one, outputs))
+            fitting[part] = whole
+        elif usual and (changes := _in_channels(usual, outputs)):
+            fitting[part] = changes
     return fitting
+
+
+def _in_channels(part: Mapping[str, Any], outputs: Sequence[int]) -> dict[str, Any]:
+    """The ``in_channels`` of what sees these outputs of a backbone, if it has any."""
+    usual, index = part.get('in_channels'), part.get('in_index', -1)
+    if isinstance(usual, int):
+        return {'in_channels': outputs[index]}
+    if not usual:
+        return {}
+    return {'in_channels': [outputs[i] for i in index] if isinstance(index, list | tuple)
+            else list(outputs)}
 
 
 def train_a_step(path: Path, images: Tensor) -> float:
@@ -341,8 +361,8 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
                          'the steps between widths are too coarse to meet the speed, or there is '
                          'no such width, or the machine is too busy')
         elif not item['repeat']['within_tolerance']:
-            lines.append(f'(!) share {key}: its speed did not repeat. On an idle machine, pass '
-                         'more --repeats, or --threads 1')
+            lines.append(f'(!) share {key}: its speed did not repeat. Leave the machine alone and '
+                         'run this again, or search anew with --overwrite and more --repeats')
     return '\n'.join(lines)
 
 

@@ -6,7 +6,6 @@ small operations look larger than they are, in all models alike.
 """
 
 import os
-import re
 import time
 from argparse import Namespace
 from collections import Counter, defaultdict
@@ -30,15 +29,12 @@ from . import machine
 from .figures import HALF_PAGE, PALETTE, drawing
 from .operations import ADD, COMPUTE, COPY, KINDS, MEMORY_BOUND, NORM, OTHER, SOFTMAX, classify
 from .results import Results
-from .subjects import TIMM, build_subject, is_config
+from .subjects import TIMM, build_subject, is_config, short_names, split_form
 from .tables import format_table
-from .timing import reason
+from .timing import must_work
 
-__all__ = ['FORMS', 'Profile', 'Step', 'analyze_runtime', 'average', 'build_step', 'must_run',
-           'profile_step', 'split_form', 'summarise']
-
-FORMS = ('plain', 'deploy')
-"""What may follow a model's name behind a colon."""
+__all__ = ['Profile', 'Step', 'analyze_runtime', 'average', 'build_step', 'must_run',
+           'profile_step', 'random_images', 'summarise']
 
 COLOURS = {COMPUTE: PALETTE['blue'], COPY: PALETTE['vermilion'], ADD: PALETTE['orange'],
            NORM: PALETTE['yellow'], SOFTMAX: PALETTE['green'], OTHER: PALETTE['grey']}
@@ -101,6 +97,17 @@ def _arguments(model: nn.Module, images: Tensor) -> dict[str, Any]:
     return {'mode': 'tensor', 'data_samples': [DetDataSample(metainfo=sample) for _ in images]}
 
 
+def random_images(number: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Make images to run models on, (number, 3, *shape).
+
+    Raises:
+        UserError: If the device has too little memory for them.
+    """
+    size = 'x'.join(map(str, shape))
+    with must_work(f'there can\'t be {number} images of {size}', device):
+        return torch.randn(number, 3, *shape, device=device)
+
+
 @contextmanager
 def must_run(name: str, images: Tensor, *, train: bool = False) -> Iterator[None]:
     """Turn every error of a model that runs within into a sentence.
@@ -113,16 +120,9 @@ def must_run(name: str, images: Tensor, *, train: bool = False) -> Iterator[None
     Raises:
         UserError: If the model can't run.
     """
-    try:
+    with must_work(f'{name} can\'t run on {tuple(images.shape)} in '
+                   f'{"training" if train else "inference"}', images.device):
         yield
-    except UserError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise UserError(f'{name} needs more memory than {machine.describe(images.device)} has; '
-                        'what was measured before is kept') from error
-    except Exception as error:  # of others' models, and of sizes and batches that they can't take
-        raise UserError(f'{name} can\'t run on {tuple(images.shape)} in '
-                        f'{"training" if train else "inference"}: {reason(error)}') from error
 
 
 @dataclass(frozen=True)
@@ -232,21 +232,6 @@ def average(profiles: Sequence[Profile]) -> Profile:
                    sum(found.total for found in middle) / len(middle))
 
 
-def split_form(name: str) -> tuple[str, str]:
-    """Split ``'m4:deploy'`` into model and form; a name without one is plain.
-
-    Raises:
-        UserError: If there is no such form.
-    """
-    model, colon, form = name.rpartition(':')
-    if not colon or form.startswith('//'):
-        return name, 'plain'
-    if form not in FORMS:
-        raise UserError(f'{name}: {form!r} is no form of a model: choose one of '
-                        f'{", ".join(FORMS)}')
-    return model, form
-
-
 def build_step(name: str, images: Tensor, *, train: bool = False, fused_attention: bool = True,
                options: Mapping[str, Any] | None = None) -> Step:
     """Build a model and what runs it.
@@ -350,9 +335,10 @@ def analyze_runtime(options: Namespace) -> dict[str, Any]:
         if name in results:
             continue
         torch.manual_seed(options.seed)
-        images = torch.randn(options.batch, 3, *options.shape, device=device)
-        step = build_step(name, images, train=train, fused_attention=not options.unfused,
-                          options=options.options)
+        images = random_images(options.batch, options.shape, device)
+        with must_run(name, images, train=train):
+            step = build_step(name, images, train=train, fused_attention=not options.unfused,
+                              options=options.options)
         results.add(name, _measure(name, step, options.repeats))
     found = {name: results[name] for name in models}
     print(f'{options.mode} of {options.batch} x 3 x {options.shape[0]} x {options.shape[1]}, '
@@ -397,7 +383,7 @@ def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _draw(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    labels = _labels(found)
+    labels = short_names(found)
     # Long names must not take their space from the bars.
     width = HALF_PAGE + 0.06 * max(0, max(map(len, labels)) - 20)
     with drawing(path, width=width, height=1.1 + 0.28 * len(found)) as figure:
@@ -414,18 +400,3 @@ def _draw(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
         axes.set_xlim(0, 100)
         axes.set_xlabel('share of the run time (%)')
         figure.legend(loc='outside upper left', ncols=2)
-
-
-def _labels(names: Iterable[str]) -> list[str]:
-    """What stands beside the bars: short names, and full ones where those would be the same."""
-    short = {name: _short(name) for name in names}
-    count = Counter(short.values())
-    return [label if count[label] == 1 else name for name, label in short.items()]
-
-
-def _short(name: str) -> str:
-    """What fits beside a bar: a name without its folder, its scheme and the size of its images."""
-    model, form = split_form(name)
-    model = Path(model).stem if is_config(model) else model.rpartition('//')[2]
-    model = re.sub(r'_patch\d+|_window\d+|_(224|256|384)\b', '', model)
-    return model + f' ({form})' * (form != 'plain')

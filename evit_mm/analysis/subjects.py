@@ -1,18 +1,25 @@
 """The models that are measured and analysed, built from a name."""
 
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import Tensor, nn
 
+from ..checkpoint import strip_containers
 from ..engine.configure import load_config, without_pretrained_weights
-from ..errors import ConfigError, UserError
+from ..engine.preflight import check_checkpoint
+from ..engine.run import explained
+from ..errors import CheckpointError, ConfigError, UserError
 from ..models import ARCHS, EfficientViT
 
-__all__ = ['NAMES', 'TIMM', 'TORCHVISION', 'build_subject', 'is_config']
+__all__ = ['FORMS', 'NAMES', 'TIMM', 'TORCHVISION', 'build_subject', 'is_config', 'load_weights',
+           'short_names', 'split_form']
 
 TIMM = 'timm://'
 TORCHVISION = 'torchvision://'
@@ -20,6 +27,9 @@ TORCHVISION = 'torchvision://'
 NAMES = (f'{min(ARCHS)} to {max(ARCHS)}, {TIMM}MODEL, {TORCHVISION}resnet50, '
          f'{TORCHVISION}mobilenet_v3_large, or the path of a config')
 """The names that there are, for messages."""
+
+FORMS = ('plain', 'deploy')
+"""What may follow a model's name behind a colon."""
 
 _RESNET_STEM = ('conv1', 'bn1', 'relu', 'maxpool')
 _RESNET_STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
@@ -87,6 +97,60 @@ def is_config(name: str) -> bool:
     return Path(name).suffix in ('.py', '.json', '.yaml', '.yml')
 
 
+def split_form(name: str) -> tuple[str, str]:
+    """Split ``'m4:deploy'`` into model and form; a name without one is plain.
+
+    Raises:
+        UserError: If there is no such form.
+    """
+    model, colon, form = name.rpartition(':')
+    if not colon or form.startswith('//'):
+        return name, 'plain'
+    if form not in FORMS:
+        raise UserError(f'{name}: {form!r} is no form of a model: choose one of '
+                        f'{", ".join(FORMS)}')
+    return model, form
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """What names a model in a figure: short, and full where two would be called the same."""
+    short = {name: _short(name) for name in names}
+    count = Counter(short.values())
+    return [label if count[label] == 1 else name for name, label in short.items()]
+
+
+def _short(name: str) -> str:
+    """A name without its folder, its scheme and the size of its images."""
+    model, form = split_form(name)
+    model = Path(model).stem if is_config(model) else model.rpartition('//')[2]
+    model = re.sub(r'_patch\d+|_window\d+|_(224|256|384)\b', '', model)
+    return model + f' ({form})' * (form != 'plain')
+
+
+def load_weights(model: nn.Module, name: str, source: str) -> None:
+    """Load a checkpoint of a whole model, every tensor of it.
+
+    Args:
+        model: What `build_subject` built.
+        name: Its name.
+        source: The checkpoint.
+
+    Raises:
+        CheckpointError: If it can't be read, or is of another model.
+    """
+    with explained():
+        if is_config(name):
+            check_checkpoint(model, source, purpose='test')
+            load_checkpoint(model, source, map_location='cpu', logger='silent')
+            return
+        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        try:
+            model.load_state_dict(strip_containers(checkpoint, source))
+        except RuntimeError as error:
+            raise CheckpointError(f'{source} does not fit {name}: '
+                                  f'{" ".join(str(error).split())[:300]}') from error
+
+
 def _ours(arch: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if pretrained:
         options = {'init_cfg': dict(type='Pretrained', checkpoint=f'evit://efficientvit_{arch}'),
@@ -151,7 +215,7 @@ def _from_config(path: Path, pretrained: bool, options: dict[str, Any]) -> nn.Mo
             model.init_weights()
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+    except Exception as error:  # of others' models, at any value of a config
         raise ConfigError(f'the model of {path} can\'t be built: {_one_line(error)}') from error
     return model.eval()
 

@@ -7,7 +7,8 @@ warm caches that the same other one left.
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
@@ -16,8 +17,12 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
+from . import machine
 
-__all__ = ['Stopwatch', 'Turns', 'Work', 'quartiles', 'reason', 'run', 'take_turns']
+__all__ = ['Stopwatch', 'Turns', 'Work', 'must_work', 'quartiles', 'reason', 'run',
+           'take_turns']
+
+OUT_OF_MEMORY = 'out of memory'
 
 Work = Mapping[str, Callable[[Any], Any]]
 """Named steps, one after the other; each is given what the one before it returned."""
@@ -145,9 +150,34 @@ def reason(error: BaseException) -> str:
     text = ' '.join(str(error).split())
     if isinstance(error, UserError):
         return text
-    if isinstance(error, torch.OutOfMemoryError) or 'not enough memory' in text:
-        return 'out of memory'
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+            words in text for words in ('not enough memory', 'can\'t allocate memory')):
+        return OUT_OF_MEMORY
     return f'{type(error).__name__}: {text[:200]}'
+
+
+@contextmanager
+def must_work(failure: str, device: torch.device) -> Iterator[None]:
+    """Turn every error within into a sentence.
+
+    Models are others', and so are their ways to fail at sizes and batches that they can't take.
+
+    Args:
+        failure: What can't be done, in words.
+        device: Where it is done.
+
+    Raises:
+        UserError: If there is an error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = reason(error)
+        if why == OUT_OF_MEMORY:
+            why = f'it needs more memory than {machine.describe(device)} has'
+        raise UserError(f'{failure}: {why}') from error
 
 
 def _timed(work: Work, given: Any, stopwatch: Any) -> dict[str, float]:

@@ -434,6 +434,7 @@ def test_mistakes_are_told(tmp_path, images):
     for folder in (broken, empty, part):
         folder.mkdir()
     (broken / 'x.png').write_bytes(b'no image')
+    (tmp_path / 'nothing.py').write_text('test_dataloader = dict(dataset=dict())')
     whole = (images / '0.png').read_bytes()
     (part / 'y.png').write_bytes(whole[:len(whole) // 2])
     for match, arguments in {
@@ -447,9 +448,23 @@ def test_mistakes_are_told(tmp_path, images):
         '--data-root moves': ('m0', '--images', images, '--data-root', tmp_path),
         'ResNet has no attention blocks': ('torchvision://resnet50', '--images', images),
         'no such config': ('m0', '--dataset', tmp_path / 'absent.py'),
+        'no images are found': ('m0', '--dataset', tmp_path / 'nothing.py'),
     }.items():
         with pytest.raises(UserError, match=match):
             run(tmp_path, *arguments, '--overwrite')
+
+
+@pytest.mark.parametrize('error, match', [
+    (RuntimeError('[enforce fail] DefaultCPUAllocator: can\'t allocate memory: you tried'),
+     'too little memory for 16 images of 64x64 at once'),
+    (IndexError('of another kind'), 'm0 can\'t take images of 64x64: pass another --shape .*kind')])
+def test_models_that_cannot_run_are_told(tmp_path, images, monkeypatch, error, match):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(heads, 'head_similarity', fails)
+    with pytest.raises(UserError, match=match):
+        run(tmp_path, 'm0', '--images', images, '--shape', 64, 64)
 
 
 def test_a_size_that_timm_refuses_is_told(tmp_path, images):
@@ -457,6 +472,29 @@ def test_a_size_that_timm_refuses_is_told(tmp_path, images):
     with pytest.raises(UserError, match='can\'t take images of 64x64.*img_size'):
         run(tmp_path, 'timm://deit_tiny_patch16_224', '--images', images, '--shape', 64, 64,
             '--cfg-options', 'depth=1')
+
+
+@pytest.mark.parametrize('names', [
+    ['timm://swin_tiny_patch4_window7_224', 'timm://deit_tiny_patch16_224'],
+    ['m0'], [f'm{index}' for index in range(6)],
+    ['timm://swin_base_patch4_window7_224.ms_in22k_ft_in1k', 'timm://swin_base_patch4_window12_384',
+     'configs/mask_rcnn_evit_m4_coco.py', 'm4']], ids=len)
+def test_nothing_is_cut_off(tmp_path, monkeypatch, names):
+    from evit_mm.analysis import figures
+
+    seen = []
+
+    def measured(figure, path):
+        figure.canvas.draw()
+        boxes = [figure.legends[0].get_window_extent(),
+                 *(label.get_window_extent() for label in figure.axes[0].get_xticklabels())]
+        seen.append((figure.bbox, boxes))
+
+    monkeypatch.setattr(figures, 'save', measured)
+    heads._draw({name: {'blocks': [{'maximum': 0.5}] * 24} for name in names}, tmp_path / 'x.png')
+    (whole, (legend, *ticks)), = seen
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1 and legend.y1 <= whole.y1
+    assert all(left.x1 < right.x0 for left, right in zip(ticks, ticks[1:], strict=False))
 
 
 def test_lines_can_be_told_apart(tmp_path, monkeypatch):

@@ -51,14 +51,14 @@ def test_the_speed_is_met(factor):
     match = search(clock)
     assert match.found and abs(match.speed - 1) <= 0.02
     assert match.speed == pytest.approx(clock.wanted / cost(match.widths))
-    assert match.tries == len(clock.quick) <= 8
-    assert clock.careful == [match.widths]
+    assert match.tries == len(clock.quick) <= 14
+    assert match.widths in clock.careful
 
 
 def test_costs_may_mislead():
     """Time of a fixed part and of one that multiply-adds do not show."""
     match = search(Clock(cost(BASE), time=lambda widths: 0.3 * cost(BASE) + 500 * sum(widths)))
-    assert match.found and match.tries <= 12
+    assert match.found and match.tries <= 18
 
 
 def test_single_widths_are_varied_between_two_rungs():
@@ -78,6 +78,27 @@ def test_a_quick_measurement_that_fits_by_accident_is_not_believed():
     match = search(clock)
     assert clock.quick[0] == clock.careful[0] != match.widths
     assert match.found and abs(match.speed - 1) <= 0.02
+
+
+def test_a_speed_that_fits_just_so_is_improved_on():
+    # The ladder's own rung fits to 1.9 %; its neighbours are nearer.
+    clock = Clock(cost(BASE) * 1.019)
+    match = search(clock, ladder=[(64, 128, 192), BASE, (256, 512, 768)])
+    assert abs(match.speed - 1) < 0.01 and BASE in clock.careful
+    assert len(clock.quick) <= 1 + 6
+
+
+def test_the_best_that_was_tried_is_returned():
+    """Also where the one that was measured with care is farther away than another."""
+    class Noisy(Clock):
+        def __call__(self, widths, *, careful):
+            super().__call__(widths, careful=careful)
+            if careful:
+                return {(8,): 1.05, (16,): 0.99}[widths]
+            return {(8,): 1.01, (16,): 0.975}.get(widths, 0.5)
+
+    match = match_speed([(8,), (16,)], (8,), Noisy(100), cost, 100)
+    assert match.found and match.widths == (16,)
 
 
 @pytest.mark.parametrize('factor, end', [(1e-3, 0), (1e3, -1)])

@@ -33,6 +33,7 @@ def test_a_name_has_one_kind():
     (COPY, ['aten::view', 'aten::_unsafe_view', 'aten::copy_', 'aten::t', 'TBackward0', 'detach',
             'autograd::engine::evaluate_function: ReshapeAliasBackward0', 'aten::slice_backward',
             'torch::autograd::CopyBackwards', 'aten::constant_pad_nd', 'aten::_index_put_impl_',
+            'Memcpy DtoD (Device -> Device)', 'Memset (Device)',
             'autograd::engine::evaluate_function: SplitWithSizesBackward0']),
     (ADD, ['aten::add', 'aten::add_', 'AddBackward0', 'aten::mul', 'aten::div_',
            'autograd::engine::evaluate_function: torch::autograd::AccumulateGrad']),

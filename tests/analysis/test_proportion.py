@@ -112,6 +112,9 @@ def test_a_speed_that_does_not_repeat_is_said(tmp_path, clock, monkeypatch, caps
     repeated = {key: item['repeat'] for key, item in found.items()}
     assert repeated['0.00']['speed'] == pytest.approx(searched['0.00']['speed'] / 1.03)
     assert [item['within_tolerance'] for item in repeated.values()] == [False, True]
+    before = len(clock)
+    run(tmp_path, '--family', 'm0', '--shares', 0, 0.4, '--shape', 64, 64)
+    assert len(clock) == before + 1  # measured once more, but not searched
     assert f'| {searched["0.00"]["speed"]:.3f} | {repeated["0.00"]["speed"]:.3f} (!) |' in printed
     assert '(!) share 0.00: its speed did not repeat' in printed
 
@@ -167,15 +170,22 @@ def test_a_failure_after_the_search_loses_nothing(tmp_path, clock, monkeypatch, 
     def fails(*_):
         raise UserError('no')
 
+    timed = proportion.take_turns
     monkeypatch.setattr(proportion, 'train_a_step', fails)
     with pytest.raises(UserError, match='no'):
         run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
     path = tmp_path / 'arch_share_0.27.py'
     before, text = len(clock), path.read_text()
+    with pytest.raises(UserError, match='no'):  # nor does it pass the second time
+        run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
+    assert len(clock) == before
     path.unlink()
     (tmp_path / 'arch_share_0.99.py').touch()
+    monkeypatch.undo()
     capsys.readouterr()
-    run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
+    with monkeypatch.context() as again:
+        again.setattr(proportion, 'take_turns', timed)
+        run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 64, 64)
     assert path.read_text() == text and clock[before:] == [(6, ['0.27'])]
     assert capsys.readouterr().out.splitlines()[-1] == (
         f'written: {tmp_path / "proportion.json"}, {tmp_path / "proportion.png"} and {path}')
@@ -222,6 +232,31 @@ def test_configs_that_can_be_trained(repository, tmp_path, config, channels):
     assert {part: model[part].in_channels for part in channels} == channels
     assert train_a_step(path, torch.randn(2, 3, 64, 64)) > 0
     assert '25% attention layers (6 of 24), as fast as m4' in path.read_text()
+
+
+def test_parts_may_be_lists_and_see_some_of_the_maps(repository, tmp_path):
+    base = str(repository / 'configs' / 'upernet_evit_m0_ade20k.py')
+    config, path = tmp_path / 'config.py', tmp_path / 'arch.py'
+    config.write_text(f'''_base_ = {base!r}
+head = dict(type='FCNHead', channels=16, num_convs=1, num_classes=150, norm_cfg=dict(type='BN'))
+model = dict(
+    decode_head=dict(_delete_=True, in_channels=[64, 192], in_index=[1, 3],
+                     input_transform='resize_concat', **head),
+    auxiliary_head=[dict(in_channels=128, in_index=2, **head), dict(in_channels=192, **head)])
+''')
+    write_arch(path, FINDING, '', str(config))
+    model = Config.fromfile(path).model
+    assert model.decode_head.in_channels == [32, 96]
+    assert [head.in_channels for head in model.auxiliary_head] == [64, 96]
+    assert train_a_step(path, torch.randn(2, 3, 64, 64)) > 0
+    config.write_text(f'''_base_ = {str(repository / 'configs' / 'retinanet_evit_m0_coco.py')!r}
+model = dict(neck=[
+    dict(type='FPN', in_channels=[64, 128, 192], out_channels=256, num_outs=5),
+    dict(type='BFP', in_channels=256, num_levels=5, refine_level=2, refine_type='conv')])
+''')
+    write_arch(path, FINDING, '', str(config))
+    neck = Config.fromfile(path).model.neck
+    assert [part.in_channels for part in neck] == [[32, 64, 96], 256]
 
 
 def test_other_configs_are_refused(tmp_path):

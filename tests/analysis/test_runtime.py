@@ -14,12 +14,10 @@ from evit_mm.analysis.operations import ADD, COMPUTE, COPY, KINDS, NORM, OTHER, 
 from evit_mm.analysis.runtime import (
     Profile,
     Step,
-    _labels,
     analyze_runtime,
     average,
     build_step,
     profile_step,
-    split_form,
     summarise,
 )
 from evit_mm.cli import run_tool
@@ -155,14 +153,6 @@ def test_nothing_to_train_is_said(tmp_path, monkeypatch):
         run(tmp_path, 'm0', '--mode', 'train')
 
 
-def test_forms():
-    assert split_form('m4') == ('m4', 'plain') and split_form('m4:deploy') == ('m4', 'deploy')
-    assert split_form('timm://deit') == ('timm://deit', 'plain')
-    assert split_form('timm://efficientvit_m4:plain') == ('timm://efficientvit_m4', 'plain')
-    with pytest.raises(UserError, match="'fused' is no form"):
-        split_form('m4:fused')
-
-
 def test_the_deploy_form_has_no_normalisation():
     found = profile_step(build_step('m0:deploy', torch.randn(1, 3, 64, 64)), CPU)
     assert found.kinds[NORM] == 0 and found.kinds[COMPUTE] > 0
@@ -215,14 +205,6 @@ def test_training_adds_up_to_what_the_profiler_says(tmp_path, monkeypatch):
     assert any('backward' in entry['operation'].lower() for entry in item['operations'])
 
 
-def test_equal_labels_become_full_names():
-    swins = ['timm://swin_base_patch4_window7_224', 'timm://swin_base_patch4_window12_384']
-    configs = ['a/detector.py', 'b/detector.py:deploy', 'b/detector.py']
-    assert _labels([*swins, 'm0:deploy', *configs]) == [
-        *swins, 'm0 (deploy)', 'a/detector.py', 'detector (deploy)', 'b/detector.py']
-    assert _labels(swins[:1]) == ['swin_base']
-
-
 def test_an_interruption_keeps_the_first_model(tmp_path, monkeypatch, capsys):
     measure, measured = runtime._measure, []
 
@@ -263,6 +245,7 @@ def test_a_second_run_adds_what_is_missing(tmp_path, monkeypatch):
     ('--device quantum', ['m0', '--device', 'quantum']),
     ("takes no such argument", ['m0', '--options', 'size=3']),
     ("can't run on", ['m0', '--mode', 'train', '--shape', 64, 64, '--batch', 1]),
+    ('needs more memory than', ['m0', '--batch', 10 ** 9]),
 ])
 def test_mistakes_are_told(tmp_path, match, arguments):
     with pytest.raises(UserError, match=match):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from evit_mm.analysis.subjects import build_subject
-from evit_mm.errors import UserError
+from evit_mm.analysis.subjects import build_subject, load_weights, short_names, split_form
+from evit_mm.errors import CheckpointError, UserError
 from evit_mm.models import EfficientViT
 
 
@@ -107,3 +107,43 @@ def test_weights_that_cant_be_had_are_told(monkeypatch):
     monkeypatch.setattr(torchvision.models, 'resnet50', offline)
     with pytest.raises(UserError, match='weights of torchvision://resnet50 can\'t be had.*route'):
         build_subject('torchvision://resnet50', pretrained=True)
+
+
+def test_forms():
+    assert split_form('m4') == ('m4', 'plain') and split_form('m4:deploy') == ('m4', 'deploy')
+    assert split_form('timm://deit') == ('timm://deit', 'plain')
+    assert split_form('timm://efficientvit_m4:plain') == ('timm://efficientvit_m4', 'plain')
+    with pytest.raises(UserError, match="'fused' is no form"):
+        split_form('m4:fused')
+
+
+def test_equal_labels_become_full_names():
+    swins = ['timm://swin_base_patch4_window7_224', 'timm://swin_base_patch4_window12_384']
+    configs = ['a/detector.py', 'b/detector.py:deploy', 'b/detector.py']
+    assert short_names([*swins, 'm0:deploy', *configs]) == [
+        *swins, 'm0 (deploy)', 'a/detector.py', 'detector (deploy)', 'b/detector.py']
+    assert short_names(swins[:1]) == ['swin_base']
+
+
+def test_a_config_that_lacks_a_part_is_told(tmp_path):
+    config = tmp_path / 'headless.py'
+    config.write_text("default_scope = 'mmdet'\nmodel = dict(type='SingleStageDetector', "
+                      "backbone=dict(type='EfficientViT'))\n")
+    with pytest.raises(UserError, match='headless.py can\'t be built'):
+        build_subject(str(config))
+
+
+def test_a_classifiers_checkpoint_must_fit(tmp_path):
+    pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
+    name = 'timm://deit_tiny_patch16_224'
+
+    def classifier(num_classes):
+        return build_subject(name, options=dict(depth=1, num_classes=num_classes))
+
+    trained, fresh, path = classifier(4), classifier(4), str(tmp_path / 'x.pth')
+    torch.save({'model': trained.state_dict()}, path)
+    load_weights(fresh, name, path)
+    assert all(torch.equal(a, b) for a, b in zip(
+        trained.state_dict().values(), fresh.state_dict().values(), strict=True))
+    with pytest.raises(CheckpointError, match=f'does not fit {name}'):
+        load_weights(classifier(5), name, path)

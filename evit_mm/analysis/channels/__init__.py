@@ -9,6 +9,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from ...errors import UserError
 from ...models import EfficientViT
 from .. import machine
 from ..results import Results
-from ..subjects import TIMM, build_subject, is_config
+from ..subjects import TIMM, build_subject, is_config, load_weights
+from ..timing import must_work
 from .export import suggest_arch, write_arch
 from .gates import Site, find_sites, macs_per_channel, total_macs
-from .losses import FolderLoss, TrainingLoss, load_classifier, load_detector
+from .losses import FolderLoss, TrainingLoss
 from .pruning import Ranking, Removal, check_budget, prune, rank, replay
 from .report import draw_shares, share_table, shares
 
@@ -57,11 +59,14 @@ def analyze_channels(options: Namespace) -> None:
     """
     _check_flags(options)
     device = machine.use(options.device, threads=options.threads, seed=options.seed)
-    subject = _subject(options, device)
+    with must_work(f'the loss of {options.model} can\'t be computed', device):
+        subject = _subject(options, device)
     sites = find_sites(subject.body)
-    image = torch.zeros(1, 3, *subject.shape, device=device)
-    total = total_macs(subject.body, image)
-    cost = macs_per_channel(subject.body, sites, image)
+    height, width = subject.shape
+    with must_work(f'{subject.name} can\'t run on {height}x{width}', device):
+        image = torch.zeros(1, 3, height, width, device=device)
+        total = total_macs(subject.body, image)
+        cost = macs_per_channel(subject.body, sites, image)
     # Before anything is written: a mistake must not stand in the way of the corrected command.
     check_budget([site for site in sites if site.kind in options.kinds], cost, total,
                  options.budget)
@@ -70,7 +75,6 @@ def analyze_channels(options: Namespace) -> None:
         wanted=[*(f'step {number}' for number in range(1, options.steps + 1)), 'result'],
         data={f'what is in {options.images}' if options.images
               else f'the training data of {options.model}': subject.source.fingerprint()})
-    height, width = subject.shape
     print(f'{subject.name}: {total / 1e6:.1f} M multiply-adds at {height}x{width}; '
           f'{subject.source.description}', flush=True)
 
@@ -82,9 +86,8 @@ def analyze_channels(options: Namespace) -> None:
     free = sum(int((costly[name] - kept[name]).sum()) for name in kept)
     if 'result' not in results:
         with _progress(subject, 2 if free else 1, 'loss') as bar:
-            loss = rank(sites, kept, subject.source, after_batch=bar.update).loss
-            with_free = (rank(sites, costly, subject.source, after_batch=bar.update).loss
-                         if free else loss)
+            loss = _rank(subject, sites, kept, bar).loss
+            with_free = _rank(subject, sites, costly, bar).loss if free else loss
         results.add('result', dict(macs_before=total, macs=left, share=left / total, loss=loss,
                                    free_channels=free, loss_with_free_channels=with_free,
                                    channels=[asdict(share) for share in shares(sites, kept)]))
@@ -134,6 +137,13 @@ def _check_flags(options: Namespace) -> None:
     elif options.images:
         raise UserError('--images is for classifiers: a config brings its own training data')
     export = options.export_arch
+    changed = [key for key in options.cfg_options or {} if key.split('.')[0] == 'model']
+    if export and changed:
+        raise UserError(f'--export-arch writes a config that inherits {options.model}, without '
+                        f'{changed[0]} of --cfg-options: write that into a config of its own that '
+                        f'inherits {options.model}, and name this one')
+    if export and export.resolve() == Path(options.model).resolve():
+        raise UserError(f'--export-arch {export} is the config that is analysed: name another file')
     if export and (export.suffix != '.py' or not export.absolute().parent.is_dir()):
         raise UserError(f'--export-arch {export}: name a .py file in a folder that exists')
 
@@ -148,7 +158,7 @@ def _classifier(options: Namespace, device: torch.device) -> _Subject:
     from timm.data import resolve_model_data_config
 
     if options.checkpoint:
-        load_classifier(model, options.checkpoint)
+        load_weights(model, options.model, options.checkpoint)
     weights = _fingerprint(model)
     model.to(device).requires_grad_(False)
     source = FolderLoss(options.images, model, labels=options.labels, batches=options.batches,
@@ -171,7 +181,7 @@ def _detector(options: Namespace, device: torch.device) -> _Subject:
         raise UserError(f'--export-arch writes architectures of EfficientViT, but the backbone of '
                         f'{options.model} is {type(body).__name__}')
     if options.checkpoint:
-        load_detector(model, options.checkpoint)
+        load_weights(model, options.model, options.checkpoint)
     weights = _fingerprint(model)
     model.to(device).eval().requires_grad_(False)
     source = TrainingLoss(config, model, batches=options.batches, batch_size=options.batch_size,
@@ -206,7 +216,7 @@ def _remove(options: Namespace, subject: _Subject, sites: list[Site], cost: Mapp
     with _progress(subject, options.steps - len(done), 'ranking') as bar:
 
         def ranking(kept: Mapping[str, Tensor]) -> Ranking:
-            found = rank(chosen, kept, subject.source, after_batch=bar.update)
+            found = _rank(subject, chosen, kept, bar)
             if 'channels' not in results:
                 results.add('channels', {
                     site.name: dict(
@@ -221,6 +231,12 @@ def _remove(options: Namespace, subject: _Subject, sites: list[Site], cost: Mapp
             done.append(removal)
             results.add(f'step {len(done)}', asdict(removal))
     return done
+
+
+def _rank(subject: _Subject, sites: list[Site], kept: Mapping[str, Tensor], bar: tqdm) -> Ranking:
+    device = next(subject.body.parameters()).device
+    with must_work(f'the slopes of {subject.name} can\'t be computed', device):
+        return rank(sites, kept, subject.source, after_batch=bar.update)
 
 
 def _progress(subject: _Subject, passes: int, what: str) -> tqdm:

@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader, Runner, load_checkpoint, set_random_seed
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...checkpoint import strip_containers
 from ...engine import preflight
 from ...engine.run import explained
-from ...errors import CheckpointError, ConfigError, UserError
+from ...errors import ConfigError, UserError
 from ..images import files_fingerprint, list_images, read_image
 
-__all__ = ['FolderLoss', 'TrainingLoss', 'load_classifier', 'load_detector']
+__all__ = ['FolderLoss', 'TrainingLoss']
 
 
 class TrainingLoss:
@@ -197,34 +196,6 @@ def _labelled_images(folder: Path, num_classes: int) -> list[tuple[Path, int]]:
             f'{num_classes - 1}), or {way_out}')
     return [(path, number) for sub, number in zip(folders, numbers, strict=True)
             for path in list_images(sub)]
-
-
-def load_detector(model: nn.Module, source: str) -> None:
-    """Load a checkpoint of a whole detector or segmentor, every tensor of it.
-
-    Raises:
-        CheckpointError: If it can't be read, or is of another model.
-    """
-    with explained():
-        preflight.check_checkpoint(model, source, purpose='test')
-        load_checkpoint(model, source, map_location='cpu', logger='silent')
-
-
-def load_classifier(model: nn.Module, source: str) -> None:
-    """Load a checkpoint of a timm classifier, every tensor of it.
-
-    Raises:
-        CheckpointError: If it can't be read, or is of another model.
-    """
-    with explained():
-        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        state = strip_containers(checkpoint, source)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            first = ' '.join(str(error).split())[:300]
-            raise CheckpointError(f'{source} is not a checkpoint of this model: {first}'
-                                  ) from error
 
 
 def _counted(number: int, noun: str, plural: str = 's') -> str:

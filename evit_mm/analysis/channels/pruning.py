@@ -121,9 +121,9 @@ def check_budget(sites: Sequence[Site], cost: Mapping[str, int], total: int, bud
                         'multiply-adds remain, so choose others with --kinds')
     if budget < lowest:
         raise UserError(
-            f'--budget {budget:g} is out of reach: with one channel left of all that may go, in '
-            f'each head and feed-forward part, {lowest:.3f} of the multiply-adds remain, so '
-            f'choose from {_rounded_up(lowest):g} to less than 1')
+            f'--budget {budget:g} is out of reach: with one channel left wherever some may go, '
+            f'{lowest:.3f} of the multiply-adds remain, so choose from {_rounded_up(lowest):g} to '
+            'less than 1')
 
 
 def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget: float, steps: int,

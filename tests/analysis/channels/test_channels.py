@@ -203,6 +203,9 @@ def test_mistakes_are_told(repository, detection, data, tmp_path, capsys, monkey
     config, *rest = detection
     fresh = ['--data-root', data / 'coco', '--batches', 1, '--batch-size', 2, '--shape', 64, 64]
     timm = 'timm://deit_tiny_patch16_224'
+    mobile = tmp_path / 'mobile.py'
+    mobile.write_text(f"_base_ = {str(config)!r}\nmodel = dict(backbone=dict(\n"
+                      "    _delete_=True, type='mmdet.MobileNetV2'))\n")
     for sentence, arguments in {
         'm0 alone has no loss': ['m0'],
         'no such config': ['absent.py'],
@@ -213,6 +216,10 @@ def test_mistakes_are_told(repository, detection, data, tmp_path, capsys, monkey
         '--steps must be positive': [*detection, '--steps', 0],
         '--shape must be positive': [*detection, '--shape', 64, 0],
         'name a .py file': [*detection, '--export-arch', 'arch.txt'],
+        'is the config that is analysed': [*detection, '--export-arch', config],
+        'without model.backbone.window_sizes': [
+            *detection, '--export-arch', 'x.py', '--cfg-options', 'model.backbone.window_sizes=14'],
+        "can't run on 1000000x1000000": [config, *fresh, '--shape', 10 ** 6, 10 ** 6],
         'no channel changes the loss': [config, *fresh, '--budget', 0.8],
         '--budget 0.01 is out of reach': [*detection, '--budget', 0.01],
         'no channels that this analysis knows': [
@@ -220,8 +227,7 @@ def test_mistakes_are_told(repository, detection, data, tmp_path, capsys, monkey
             'model.backbone._delete_=True', 'model.backbone.out_indices=[2,4,7]',
             'model.neck.in_channels=[32,96,1280]'],
         'writes architectures of EfficientViT': [
-            config, *fresh, '--export-arch', 'x.py', '--cfg-options',
-            'model.backbone._delete_=True', 'model.backbone.type=mmdet.MobileNetV2'],
+            mobile, *fresh, '--export-arch', 'x.py'],
         'no such folder': [config, *fresh[2:], '--data-root', 'absent'],
         'not a checkpoint': [config, *fresh, '--checkpoint', __file__],
     }.items():

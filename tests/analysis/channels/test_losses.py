@@ -11,11 +11,11 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss, load_classifier
+from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss
 from evit_mm.analysis.subjects import build_subject
 from evit_mm.data import generate_coco
 from evit_mm.engine.configure import set_data_root
-from evit_mm.errors import CheckpointError, ConfigError, UserError
+from evit_mm.errors import ConfigError, UserError
 
 
 @pytest.fixture(scope='module')
@@ -192,14 +192,3 @@ def test_images_that_can_not_serve_are_told(pictures, tmp_path):
     assert 'no classifier' in sentence(pictures, classifier(0))
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
     assert 'broken.jpg can\'t be read' in sentence(tmp_path, labels='predicted')
-
-
-def test_a_classifiers_checkpoint_must_fit(tmp_path):
-    torch.manual_seed(1)
-    trained, fresh = classifier(), classifier()
-    torch.save({'model': trained.state_dict()}, tmp_path / 'x.pth')
-    load_classifier(fresh, str(tmp_path / 'x.pth'))
-    assert all(torch.equal(a, b) for a, b in zip(
-        trained.state_dict().values(), fresh.state_dict().values(), strict=True))
-    with pytest.raises(CheckpointError, match='not a checkpoint of this model'):
-        load_classifier(classifier(5), str(tmp_path / 'x.pth'))
