@@ -456,7 +456,7 @@ def test_mistakes_are_told(tmp_path, images):
 
 @pytest.mark.parametrize('error, match', [
     (RuntimeError('[enforce fail] DefaultCPUAllocator: can\'t allocate memory: you tried'),
-     'too little memory for 16 images of 64x64 at once'),
+     'too little memory for 8 images of 64x64 at once'),
     (IndexError('of another kind'), 'm0 can\'t take images of 64x64: pass another --shape .*kind')])
 def test_models_that_cannot_run_are_told(tmp_path, images, monkeypatch, error, match):
     def fails(*_, **__):
