@@ -11,7 +11,8 @@ def computes_plainly(x: Tensor, weight: Tensor) -> bool:
     """Whether nothing but the result counts at this call, on a CPU and in the weight's precision.
 
     Nothing may be recording what is computed: no gradient, forward ones included, no compiler, no
-    tracer, no transformation of `torch.func` and no mode that looks at every operator. Under autocast, weights must be of its precision already.
+    tracer, no transformation of `torch.func` and no mode that looks at every operator. Under
+    autocast, weights must be of its precision already.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_transformed():
         return False
