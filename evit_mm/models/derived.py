@@ -28,7 +28,8 @@ class Derived(Generic[T]):
         """The value that ``compute`` makes of the weights."""
         if any(weight.is_inference() for weight in weights):
             return compute()
-        state = [(weight.data_ptr(), weight.dtype, weight._version) for weight in weights]
+        state = [(weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, weight._version)
+                 for weight in weights]
         entry = self._entry
         if entry is None or entry[0] != state:
             # References to the weights keep their addresses from being given to others.

@@ -84,6 +84,7 @@ def _fold_relu(module: ConvModule) -> None:
                       and conv < module.order.index('norm') < act)
     if (winograd.fits(module.conv) and module.with_activation and conv < act
             and type(module.activate) is nn.ReLU and not module.activate._forward_hooks
-            and not changed_before):
+            and not module.activate._forward_pre_hooks and not changed_before
+            and type(module) is ConvModule):  # others may do something in between
         module.conv = winograd.WinogradConv2d(module.conv, relu=True)
         module.activate = nn.Identity()

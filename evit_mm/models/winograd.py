@@ -36,8 +36,10 @@ class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution, computed by Winograd's method where that is faster.
 
     Anywhere else it is torch's convolution: with gradients, on a GPU, in other precisions than
-    float32, without oneDNN, for small maps, and where a compiler or an exporter looks on. Its
-    weights and their names are those of the convolution that it is made of.
+    float32, where products of matrices may lose digits (`torch.set_float32_matmul_precision`),
+    without oneDNN, for small maps, and where a compiler or an exporter looks on. Its weights and
+    their names are those of the convolution that it is made of; their transformed copy takes four
+    times their memory. An infinity or NaN in a map spreads over the tiles that read it.
 
     Args:
         conv: A convolution that `fits`; its parameters are shared, not copied.
@@ -53,12 +55,15 @@ class WinogradConv2d(nn.Conv2d):
         self._transformed: Derived[PackedMatrices] = Derived()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, H, W); channels last where they are in ``x``."""
+        """Map (B, C_in, H, W) to (B, C_out, H, W), in channels last or in the layout of torch."""
         if (self.weight.dtype == torch.float32 and onednn.usable(x, self.weight)
-                and x.dim() == 4 and any(_pays(group, x, self.weight) for group in _groups(x))):
-            matrices = self._transformed.get(
-                [self.weight], lambda: PackedMatrices(_transform(self.weight)))
-            return _convolve(x, matrices, self.weight, self.bias, relu=self.relu)
+                and torch.get_float32_matmul_precision() == 'highest'
+                and x.dim() == 4 and x.shape[1] == self.in_channels):
+            plan = _plan(len(x), *x.shape[2:], _mean_channels(self.weight))
+            if any(pays for _, pays in plan):
+                matrices = self._transformed.get(
+                    [self.weight], lambda: PackedMatrices(_transform(self.weight)))
+                return _convolve(x, plan, matrices, self.weight, self.bias, relu=self.relu)
         y = super().forward(x)
         return torch.relu_(y) if self.relu else y
 
@@ -80,16 +85,21 @@ def fits(module: nn.Module) -> bool:
             and _mean_channels(conv.weight) >= _MIN_CHANNELS)
 
 
-def _groups(x: Tensor) -> tuple[Group, ...]:
-    batch, _, height, width = x.shape
-    return group_tiles(batch, height, width, _CHUNK)
+@functools.lru_cache
+def _plan(batch: int, height: int, width: int, channels: float) -> tuple[tuple[Group, bool], ...]:
+    """How maps are divided, and for which groups products and transformations pay."""
+    def pays(group: Group) -> bool:
+        cost = _whole_chunks(group) * IN ** 2 * (1 + _CHANNELS / channels)
+        return cost <= 9 * sum(piece.pixels(height, width) for piece in group)
+
+    if not height or not width:
+        return ()
+    return tuple((group, pays(group)) for group in group_tiles(batch, height, width, _CHUNK))
 
 
-def _pays(group: Group, x: Tensor, weight: Tensor) -> bool:
-    """Whether products and transformations take less time than the convolution's own products."""
-    cost = count_chunks(group, _CHUNK) * _CHUNK * IN ** 2 * (1 + _CHANNELS / _mean_channels(weight))
-    height, width = x.shape[2:]
-    return cost <= 9 * sum(piece.pixels(height, width) for piece in group)
+def _whole_chunks(group: Group) -> int:
+    """The tiles of a group, and those that fill its last chunk."""
+    return count_chunks(group, _CHUNK) * _CHUNK
 
 
 def _mean_channels(weight: Tensor) -> float:
@@ -104,8 +114,9 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     factors at six points and interpolates.
     """
     def evaluate(coefficients: int) -> Tensor:
-        powers = torch.arange(coefficients, dtype=torch.float64)
-        finite = torch.tensor(_POINTS, dtype=torch.float64)[:, None] ** powers
+        # On a CPU, whatever the default device is: the first call's matrices serve all others.
+        powers = torch.arange(coefficients, dtype=torch.float64, device='cpu')
+        finite = torch.tensor(_POINTS, dtype=torch.float64, device='cpu')[:, None] ** powers
         infinity = (powers == coefficients - 1).double()[None]
         return torch.cat([finite, infinity])
 
@@ -129,27 +140,25 @@ def _tile_transforms() -> tuple[Tensor, Tensor]:
     return torch.kron(inputs, inputs).float(), torch.kron(products, products).float()
 
 
-def _convolve(x: Tensor, matrices: PackedMatrices, weight: Tensor, bias: Tensor | None, *,
-              relu: bool) -> Tensor:
+def _convolve(x: Tensor, plan: tuple[tuple[Group, bool], ...], matrices: PackedMatrices,
+              weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
     """Convolve group by group, so that what is computed in between stays in the caches."""
     batch, channels, height, width = x.shape
     result = x.new_empty(batch, height, width, len(weight))
-    groups = _groups(x)
-    reader = _Reader(x, groups)
+    chosen = [group for group, pays in plan if pays]
+    reader = _Reader(x, chosen)
     # Tiles that fill up a chunk are whatever was there before.
-    most = max(count_chunks(group, _CHUNK) for group in groups)
-    factors = x.new_zeros(most * _CHUNK, IN ** 2, channels)
-    for group in groups:
-        if not _pays(group, x, weight):
+    factors = x.new_zeros(max(map(_whole_chunks, chosen)), IN ** 2, channels)
+    for group, pays in plan:
+        if not pays:
             for piece in group:
                 _convolve_piece(x, weight, bias, relu, piece, _outputs(result, piece))
             continue
         sizes = [piece.tiles for piece in group]
-        used = count_chunks(group, _CHUNK) * _CHUNK
-        parts = sizes + [used - sum(sizes)]
-        for piece, part in zip(group, factors[:used].split(parts), strict=False):
+        for piece, part in zip(group, factors[:sum(sizes)].split(sizes), strict=True):
             reader.read(piece, part)
-        for piece, part in zip(group, matrices.matmul(factors[:used]).split(parts), strict=False):
+        products = matrices.matmul(factors[:_whole_chunks(group)])[:sum(sizes)]
+        for piece, part in zip(group, products.split(sizes), strict=True):
             _write(part, bias, relu, piece, _outputs(result, piece))
     return result.permute(0, 3, 1, 2)
 
@@ -168,7 +177,7 @@ class _Reader:
         groups: What of it will be read.
     """
 
-    def __init__(self, x: Tensor, groups: tuple[Group, ...]) -> None:
+    def __init__(self, x: Tensor, groups: list[Group]) -> None:
         self._maps = x.permute(0, 2, 3, 1)
         images, rows, wide = map(max, zip(
             *(piece.shape for group in groups for piece in group), strict=True))

@@ -44,7 +44,9 @@ def calls(monkeypatch):
 @pytest.fixture
 def always(monkeypatch):
     """It is not asked whether it pays."""
-    monkeypatch.setattr(winograd, '_pays', lambda *_: True)
+    plan = winograd._plan
+    monkeypatch.setattr(winograd, '_plan',
+                        lambda *given: tuple((group, True) for group, _ in plan(*given)))
 
 
 @pytest.mark.parametrize('shape', [
@@ -123,6 +125,17 @@ def test_it_steps_back(always, calls):
             assert not used() and not used(half) and conv(x).dtype == torch.bfloat16
         with torch.backends.mkldnn.flags(enabled=False):
             assert not used()
+        torch.set_float32_matmul_precision('high')
+        try:
+            assert not used()
+        finally:
+            torch.set_float32_matmul_precision('highest')
+        torch.func.vmap(conv)(x[None])
+        with torch.autograd.forward_ad.dual_level():
+            assert not used()
+            y = conv(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            assert torch.autograd.forward_ad.unpack_dual(y).tangent is not None
+        assert not calls
         with FlopCounterMode(display=False) as counter:
             assert not used()
         assert counter.get_total_flops() == 2 * 9 * 128 * 128 * 256
@@ -133,6 +146,19 @@ def test_it_steps_back(always, calls):
         assert used()
         conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)
         assert not used()
+
+
+def test_the_default_device_does_not_matter(always, calls):
+    winograd._tile_transforms.cache_clear()
+    conv, x = layer(), torch.randn(1, 128, 16, 16)
+    try:
+        with torch.device('meta'), torch.inference_mode():
+            conv(x)
+        with torch.no_grad():
+            assert error(conv(x), exact(conv, x)) < 5e-6
+    finally:
+        winograd._tile_transforms.cache_clear()
+    assert len(calls) == 2
 
 
 @torch.no_grad()
@@ -147,12 +173,14 @@ def test_changes_of_the_weight_are_seen(always, calls):
     assert error(conv(x), exact(conv, x)) < 5e-6
     conv.load_state_dict(layer().state_dict())
     assert error(conv(x), exact(conv, x)) < 5e-6
+    conv.weight = nn.Parameter(conv.weight.transpose(2, 3), requires_grad=False)  # same memory
+    assert error(conv(x), exact(conv, x)) < 5e-6
     for twin in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
         assert twin._transformed._entry is None
         twin.weight.mul_(3)
         assert error(twin(x), exact(twin, x)) < 5e-6
     assert error(conv(x), exact(conv, x)) < 5e-6
-    assert len(calls) == 7
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize('shape', [(1, 100, 168), (1, 50, 84), (3, 45, 60), (1, 5, 960)], ids=str)
@@ -230,6 +258,18 @@ def test_a_relu_that_somebody_watches_stays():
     model = deploy(nn.Sequential(plain).eval())
     y = model(torch.randn(1, 128, 16, 16))
     assert len(seen) == 1 and torch.equal(seen[0], y) and y.min() == 0
+    before = ConvModule(128, 128, 3, padding=1)
+    before.activate.register_forward_pre_hook(lambda *called: seen.append(called[-1][0].clone()))
+    y = deploy(nn.Sequential(before).eval())(torch.randn(1, 128, 16, 16))
+    assert len(seen) == 2 and torch.equal(seen[1].relu(), y) and seen[1].min() < 0
+
+
+def test_a_block_of_its_own_kind_keeps_its_relu():
+    class Noted(ConvModule):
+        pass
+
+    model = deploy(nn.Sequential(Noted(128, 128, 3, padding=1)).eval())
+    assert not model[0].conv.relu and type(model[0].activate) is nn.ReLU
 
 
 @torch.no_grad()
