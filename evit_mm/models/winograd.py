@@ -224,8 +224,10 @@ def _write(products: Tensor, bias: Tensor | None, relu: bool, piece: Piece, resu
 def _convolve_piece(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, piece: Piece,
                     result: Tensor) -> None:
     """Let oneDNN convolve what does not fill a chunk, into (N, H, W, C_out)."""
-    first = OUT * piece.rows.start
-    above = min(first, 1)  # the rows around it are inputs, too; their own outputs are left out
-    rows = x[piece.images.start:piece.images.stop, :, first - above:OUT * piece.rows.stop + 1]
-    y = F.conv2d(rows, weight, bias, padding=1)[:, :, above:above + result.shape[1]]
+    first, last = OUT * piece.rows.start, OUT * piece.rows.stop
+    above, below = min(first, 1), min(max(x.shape[2] - last, 0), 1)  # rows of the map around it
+    rows = x[piece.images.start:piece.images.stop, :, first - above:last + below]
+    if not (above and below):
+        rows = F.pad(rows, (0, 0, 1 - above, 1 - below))
+    y = F.conv2d(rows, weight, bias, padding=(0, 1))
     result.copy_((y.relu_() if relu else y).permute(0, 2, 3, 1))
