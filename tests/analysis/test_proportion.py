@@ -191,7 +191,8 @@ def test_a_failure_after_the_search_loses_nothing(tmp_path, clock, monkeypatch, 
         f'written: {tmp_path / "proportion.json"}, {tmp_path / "proportion.png"} and {path}')
 
 
-@pytest.mark.parametrize('config', ['mask_rcnn_evit_m0_coco', 'upernet_evit_m0_ade20k'])
+@pytest.mark.parametrize('config', [
+    pytest.param('mask_rcnn_evit_m0_coco', marks=pytest.mark.slow), 'upernet_evit_m0_ade20k'])
 def test_one_small_image_is_enough_for_a_config(repository, tmp_path, clock, config):
     run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 32, 32, '--batch', 1,
         '--config', repository / 'configs' / f'{config}.py')
@@ -199,6 +200,7 @@ def test_one_small_image_is_enough_for_a_config(repository, tmp_path, clock, con
     assert {path.suffix for path in tmp_path.iterdir()} == {'.py', '.json', '.png'}
 
 
+@pytest.mark.slow
 def test_the_reference_may_be_a_detector(repository, tmp_path, clock):
     reference = repository / 'configs' / 'mask_rcnn_evit_m0_coco.py'
     found = run(tmp_path, '--family', 'm0', '--shares', 0.27, '--shape', 32, 32, '--reference',

@@ -16,6 +16,9 @@ from evit_mm.models import ARCHS
 
 CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / 'configs').glob('*.py')
                  if path.name.startswith(('retinanet_', 'mask_rcnn_')))
+# The variants between differ from these in their backbones alone, which have tests of their own.
+SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
+    f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm5'))) for path in CONFIGS]
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 
 
@@ -47,7 +50,7 @@ def test_all_variants_are_there():
             for arch in ARCHS} <= names
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', SOME_SLOW)
 def test_config_builds_learns_and_predicts(path):
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)

@@ -16,6 +16,9 @@ from evit_mm.models import ARCHS
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
 CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('upernet_', 'semantic_fpn_')))
+# The variants between differ from these in their backbones alone, which have tests of their own.
+SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
+    f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm5'))) for path in CONFIGS]
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 NUM_CLASSES = 150
 
@@ -51,7 +54,7 @@ def test_every_config_belongs_to_a_test():
             for arch in ARCHS} <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', SOME_SLOW)
 def test_config_builds_learns_and_predicts(path):
     config, model = build(path)
     model.init_weights()

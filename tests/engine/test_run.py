@@ -97,7 +97,8 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(tool, scalars, config_fi
         assert b['loss'] == pytest.approx(a['loss'], rel=1e-3) and b['lr'] == a['lr']
 
 
-@pytest.mark.parametrize('detector,arch', [('retinanet', 'm0'), ('mask_rcnn', 'm0'),
+@pytest.mark.parametrize('detector,arch', [('retinanet', 'm0'),
+                                           pytest.param('mask_rcnn', 'm0', marks=pytest.mark.slow),
                                            pytest.param('retinanet', 'm4', marks=pytest.mark.slow),
                                            pytest.param('mask_rcnn', 'm4', marks=pytest.mark.slow)])
 def test_real_images(detector, arch, tool, scalars, repository, coco_mini, tmp_path):

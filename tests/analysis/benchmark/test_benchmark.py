@@ -118,7 +118,8 @@ def test_mistakes_are_told(repository, tmp_path):
 
 @pytest.mark.parametrize(('arguments', 'sentence'), [
     (['absent.py'], 'error: no such config: absent.py\n'),
-    (['m0', '--shapes', '64'], "argument --shapes: '64' must be HEIGHTxWIDTH, such as 800x1344\n"),
+    pytest.param(['m0', '--shapes', '64'], "argument --shapes: '64' must be HEIGHTxWIDTH, such as "
+                 '800x1344\n', marks=pytest.mark.slow),
 ])
 def test_the_tool_ends_with_a_sentence(repository, tmp_path, arguments, sentence):
     done = subprocess.run([sys.executable, repository / 'tools' / 'benchmark.py', *arguments],
