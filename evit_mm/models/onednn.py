@@ -15,6 +15,12 @@ from .eager import computes_plainly
 
 __all__ = ['PackedMatrices', 'PackedWeight', 'usable']
 
+_POINTWISE = [0, 0], [1, 1], [1, 1]
+"""Padding, stride and dilation."""
+_ROWS = 64, 96, 288
+"""Of factors of `PackedMatrices`: with 64 products near their full rate, with more than 288 factors
+leave the caches."""
+
 
 def usable(x: Tensor, weight: Tensor) -> bool:
     """Whether the operators can take the place of torch's own at this call."""
@@ -81,29 +87,44 @@ class PackedMatrices:
     library's, which reaches half of this one's rate on a CPU that is not Intel's.
 
     Args:
-        matrices: (G, K, N) in float32, on a CPU.
+        matrices: (G, N, K) in float32, on a CPU.
     """
 
-    CHUNK = 128
-    """The number of rows of a factor is a multiple of this. oneDNN chooses its order of the
-    matrices by the number of rows and threads, and would rearrange them at every call with another
-    one."""
-
     def __init__(self, matrices: Tensor) -> None:
-        groups, inner, columns = matrices.shape
-        weight = matrices.detach().transpose(1, 2).reshape(groups * columns, inner, 1, 1)
-        self._settings = [0, 0], [1, 1], [1, 1], groups
-        self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, *self._settings, [1, groups * inner, 1, self.CHUNK])
+        groups, self.columns, _ = matrices.shape
+        self._packed = _packed_groups(matrices.detach(), _ROWS[-1])
+
+    @staticmethod
+    @functools.cache
+    def usual_rows(groups: int, columns: int, inner: int) -> tuple[int, ...]:
+        """How many rows a factor of matrices (G, N, K) should have: one of these numbers.
+
+        oneDNN chooses its order of the matrices by the number of rows, and rearranges them at
+        every call with one for which it would have chosen another.
+        """
+        matrices = torch.empty(groups, columns, inner, dtype=torch.float32, device='cpu')
+        describe = getattr(torch.ops.mkldnn, '_get_mkldnn_serialized_md', None)
+        if describe is None:
+            return _ROWS[-1:]
+        orders = [describe(_packed_groups(matrices, rows)) for rows in _ROWS]
+        return tuple(rows for rows, order in zip(_ROWS, orders, strict=True)
+                     if torch.equal(order, orders[-1]))
 
     def matmul(self, x: Tensor) -> Tensor:
-        """Multiply (M, G, K), each (M, K) with its matrix, to (M, G, N)."""
-        # Images of one row, with their channels last.
-        maps = x.view(-1, 1, 1, self.CHUNK, x[0].numel()).permute(0, 1, 4, 2, 3)
-        found = [torch.ops.mkldnn._convolution_pointwise.default(
-            chunk, self._packed, None, *self._settings, 'none', [], '') for chunk in maps]
-        y = found[0] if len(found) == 1 else torch.cat(found)
-        return y.permute(0, 2, 3, 1).view(len(x), self._settings[-1], -1)
+        """Multiply (M, G, K), each (M, K) with its matrix's transpose, to (M, G, N)."""
+        rows, groups, _ = x.shape
+        # An image of one row, with its channels last.
+        image = x.view(1, 1, rows, -1).permute(0, 3, 1, 2)
+        y = torch.ops.mkldnn._convolution_pointwise.default(
+            image, self._packed, None, *_POINTWISE, groups, 'none', [], '')
+        return y.permute(0, 2, 3, 1).view(rows, groups, self.columns)
+
+
+def _packed_groups(matrices: Tensor, rows: int) -> Tensor:
+    groups, columns, inner = matrices.shape
+    weight = matrices.reshape(groups * columns, inner, 1, 1)
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight, *_POINTWISE, groups, [1, groups * inner, 1, rows])
 
 
 def _packed(weight: Tensor) -> Tensor:

@@ -1,86 +1,89 @@
-"""How Winograd's method divides maps: into tiles, pieces of them, and groups of pieces."""
+"""How Winograd's method divides maps: into tiles, and these into chunks."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ['IN', 'OUT', 'Group', 'Piece', 'count_chunks', 'group_tiles']
+__all__ = ['IN', 'OUT', 'Chunk', 'Segment', 'count_tiles', 'cut_tiles']
 
 OUT = 4
 """Side of a tile of outputs."""
 IN = 6
 """Side of the tile of inputs that it depends on."""
-_PIECE = 48
-"""Tiles of a piece, unless one row has more: few enough for a core's own cache."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Whole rows of tiles of some images, which are copied and transformed together.
+class Segment(NamedTuple):
+    """Neighbouring tiles of a row.
 
     Attributes:
-        images: Which images.
-        rows: Which rows of tiles of each.
-        wide: Tiles in a row.
+        image: Of which image.
+        row: Which row of tiles of it.
+        first: The first of the tiles.
+        last: The one after them.
     """
 
-    images: range
-    rows: range
-    wide: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Images, rows and columns of tiles."""
-        return len(self.images), len(self.rows), self.wide
+    image: int
+    row: int
+    first: int
+    last: int
 
     @property
     def tiles(self) -> int:
         """How many tiles it has."""
-        images, rows, wide = self.shape
-        return images * rows * wide
-
-    def pixels(self, height: int, width: int) -> int:
-        """How many pixels of maps of this height and width it covers."""
-        rows = min(OUT * self.rows.stop, height) - OUT * self.rows.start
-        return len(self.images) * rows * width
+        return self.last - self.first
 
 
-Group = tuple[Piece, ...]
-"""Pieces whose products are computed together."""
+class Chunk(NamedTuple):
+    """Tiles that are multiplied at once.
+
+    Attributes:
+        size: Rows of the matrices, of which the last may belong to no tile.
+        segments: Where the tiles are, row by row, image by image.
+    """
+
+    size: int
+    segments: tuple[Segment, ...]
+
+
+def count_tiles(height: int, width: int) -> tuple[int, int]:
+    """How many tiles, down and across, cover a map of this height and width."""
+    return -(-height // OUT), -(-width // OUT)
 
 
 @functools.lru_cache
-def group_tiles(batch: int, height: int, width: int, chunk: int) -> tuple[Group, ...]:
-    """Divide maps into groups of as many pieces as a chunk holds; of one, where it holds none.
+def cut_tiles(batch: int, height: int, width: int, sizes: tuple[int, ...]) -> tuple[Chunk, ...]:
+    """Divide the tiles of maps into chunks.
 
     Args:
         batch: Number of images.
-        height: Rows of pixels.
-        width: Columns of pixels.
-        chunk: Tiles of a chunk.
+        height: Rows of pixels of each.
+        width: Columns of pixels of each.
+        sizes: How many rows a chunk may have, ascending.
     """
-    tall, wide = -(-height // OUT), -(-width // OUT)
-    if 2 * tall * wide <= _PIECE:
-        pieces = [Piece(images, range(tall), wide) for images in _cut(batch, tall * wide, chunk)]
-    else:
-        pieces = [Piece(range(image, image + 1), rows, wide) for image in range(batch)
-                  for rows in _cut(tall, wide, chunk)]
-    groups: list[list[Piece]] = []
-    for piece in pieces:
-        if groups and count_chunks([*groups[-1], piece], chunk) == 1:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    return tuple(map(tuple, groups))
+    tall, wide = count_tiles(height, width)
+    start, total = 0, batch * tall * wide
+    chunks = []
+    for size in _choose_sizes(total, sizes):
+        stop = min(start + size, total)
+        segments = []
+        while start < stop:
+            row, first = divmod(start, wide)
+            last = min(wide, first + stop - start)
+            segments.append(Segment(*divmod(row, tall), first, last))
+            start += last - first
+        chunks.append(Chunk(size, tuple(segments)))
+    return tuple(chunks)
 
 
-def count_chunks(group: Sequence[Piece], chunk: int) -> int:
-    """How many chunks hold all tiles of a group."""
-    return -(-sum(piece.tiles for piece in group) // chunk)
+def _choose_sizes(tiles: int, sizes: tuple[int, ...]) -> list[int]:
+    """The largest size for all but the end, where smaller ones may leave fewer rows empty."""
+    full = max(tiles // sizes[-1] - 1, 0)
+    return [sizes[-1]] * full + list(_cover(tiles - full * sizes[-1], sizes))
 
 
-def _cut(count: int, tiles: int, chunk: int) -> list[range]:
-    """Cut a range of what has so many tiles each, so that parts fill a chunk best."""
-    sizes = range(1, max(1, _PIECE // max(tiles, 1)) + 1)
-    size = max(sizes, key=lambda size: (chunk // max(size * tiles, 1) * size * tiles, size))
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+@functools.cache
+def _cover(tiles: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes that hold so many tiles with the fewest rows, and of those the fewest."""
+    if tiles <= 0:
+        return ()
+    found = ((size, *_cover(tiles - size, sizes)) for size in reversed(sizes))
+    return min(found, key=lambda chosen: (sum(chosen), len(chosen)))

@@ -44,9 +44,7 @@ def calls(monkeypatch):
 @pytest.fixture
 def always(monkeypatch):
     """It is not asked whether it pays."""
-    plan = winograd._plan
-    monkeypatch.setattr(winograd, '_plan',
-                        lambda *given: tuple((group, True) for group, _ in plan(*given)))
+    monkeypatch.setattr(winograd, '_pays', lambda *given: True)
 
 
 @pytest.mark.parametrize('shape', [
@@ -149,7 +147,7 @@ def test_it_steps_back(always, calls):
 
 
 def test_the_default_device_does_not_matter(always, calls):
-    winograd._tile_transforms.cache_clear()
+    winograd._map_transforms.cache_clear()
     conv, x = layer(), torch.randn(1, 128, 16, 16)
     try:
         with torch.device('meta'), torch.inference_mode():
@@ -157,7 +155,7 @@ def test_the_default_device_does_not_matter(always, calls):
         with torch.no_grad():
             assert error(conv(x), exact(conv, x)) < 5e-6
     finally:
-        winograd._tile_transforms.cache_clear()
+        winograd._map_transforms.cache_clear()
     assert len(calls) == 2
 
 
@@ -183,24 +181,57 @@ def test_changes_of_the_weight_are_seen(always, calls):
     assert len(calls) == 8
 
 
-@pytest.mark.parametrize('shape', [(1, 100, 168), (1, 50, 84), (3, 45, 60), (1, 5, 960)], ids=str)
+@pytest.mark.parametrize('shape,sizes', [
+    ((1, 100, 168), [288, 288, 288, 96, 96]), ((1, 50, 84), [288]),
+    ((3, 45, 60), [288, 96, 96, 64]), ((1, 5, 960), [288, 96, 96])], ids=str)
 @torch.no_grad()
-def test_what_fills_no_chunk_is_convolved_directly(shape, calls, monkeypatch):
-    direct = []
-    by_torch = winograd._convolve_piece
-    monkeypatch.setattr(winograd, '_convolve_piece',
-                        lambda *given: direct.append(given[4]) or by_torch(*given))
+def test_chunks_may_differ_in_size(shape, sizes, calls, monkeypatch):
+    seen = []
+    matmul = onednn.PackedMatrices.matmul
+    monkeypatch.setattr(onednn.PackedMatrices, 'usual_rows', lambda *given: (64, 96, 288))
+    monkeypatch.setattr(onednn.PackedMatrices, 'matmul',
+                        lambda self, x: seen.append(len(x)) or matmul(self, x))
     conv = layer(128, 152, relu=True)
     x = torch.randn(shape[0], 128, *shape[1:])
     assert error(conv(x), exact(conv, x)) < 5e-6
-    assert len(calls) == 1 and direct
+    assert len(calls) == 1 and seen == sizes
 
 
 @torch.no_grad()
-def test_products_of_many_matrices():
-    matrices, x = torch.randn(5, 24, 40), torch.randn(256, 5, 24)
-    expected = torch.einsum('mgk,gkn->mgn', x.double(), matrices.double())
+def test_what_fills_up_a_chunk_does_not_matter(always):
+    """Memory that was not written may hold anything, NaN included."""
+    conv = layer()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        for shape in ((1, 128, 5, 7), (1, 128, 41, 45), (3, 128, 14, 14)):
+            x = torch.randn(shape)
+            assert error(conv(x), exact(conv, x)) < 5e-6
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('rows', [64, 96, 288, 7])
+@torch.no_grad()
+def test_products_of_many_matrices(rows):
+    matrices, x = torch.randn(5, 40, 24), torch.randn(rows, 5, 24)
+    expected = torch.einsum('mgk,gnk->mgn', x.double(), matrices.double())
     assert error(onednn.PackedMatrices(matrices).matmul(x), expected) < 1e-6
+
+
+def test_rows_for_which_nothing_is_rearranged(monkeypatch):
+    usual_rows = onednn.PackedMatrices.usual_rows
+    found = usual_rows(36, 128, 128)
+    assert found[-1] == 288 and set(found) <= {64, 96, 288}
+    orders = {64: 1., 96: 2., 288: 2.}
+    monkeypatch.setattr(onednn, '_packed_groups', lambda matrices, rows: torch.tensor(orders[rows]))
+    monkeypatch.setattr(torch.ops.mkldnn, '_get_mkldnn_serialized_md', lambda order: order)
+    assert usual_rows(36, 128, 129) == (96, 288)
+    monkeypatch.setattr(torch.ops.mkldnn, '_get_mkldnn_serialized_md', None)
+    assert usual_rows(36, 128, 130) == (288,)
+    usual_rows.cache_clear()
 
 
 @pytest.mark.parametrize('options', [
