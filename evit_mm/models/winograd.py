@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import onednn
 from .derived import Derived
 from .onednn import PackedMatrices
-from .tiling import IN, OUT, Chunk, Segment, cut_tiles
+from .tiling import IN, OUT, Chunk, Segment, count_tiles, cut_tiles
 
 __all__ = ['WinogradConv2d', 'fits']
 
@@ -145,65 +145,73 @@ def _convolve(x: Tensor, chunks: tuple[Chunk, ...], matrices: PackedMatrices, bi
     maps = x.permute(0, 2, 3, 1)
     if maps.stride(-1) != 1:
         maps = maps.contiguous()
-    channels = maps.shape[-1]
+    width, channels = maps.shape[2:]
     outputs = x.new_empty(*maps.shape[:-1], matrices.columns)
     factors = x.new_empty(max(chunk.size for chunk in chunks), IN ** 2, channels)
-    longest = max(segment.tiles for chunk in chunks for segment in chunk.segments)
-    lines = x.new_empty(OUT * longest + 2, IN, channels)
+    # The columns of a row of tiles, of which those outside of the map stay zero.
+    columns = x.new_empty(OUT * count_tiles(*maps.shape[1:3])[1] + 2, IN, channels)
+    columns[:1].zero_()
+    columns[width + 1:].zero_()
     for size, segments in chunks:
-        sizes = [segment.tiles for segment in segments]
-        filled = sum(sizes)
-        for segment, part in zip(segments, factors[:filled].split(sizes), strict=True):
-            _read(maps, segment, lines, part)
+        filled = 0
+        for segment in segments:
+            _read(maps, segment, columns, factors, filled)
+            filled += segment.tiles
         if filled < size:
             factors[filled:size].zero_()
         products = matrices.matmul(factors[:size])[:filled]
         tiles = torch.bmm(_map_transforms()[1].expand(filled, -1, -1), products)
-        for segment, part in zip(segments, tiles.split(sizes), strict=True):
-            _write(part, bias, segment, outputs)
+        for segment in segments:
+            _write(tiles[:segment.tiles], bias, segment, outputs)
+            tiles = tiles[segment.tiles:]
     if relu:
         outputs.relu_()
     return outputs.permute(0, 3, 1, 2)
 
 
-def _read(maps: Tensor, segment: Segment, lines: Tensor, factors: Tensor) -> None:
-    """Make the factors of a segment's tiles: of all columns first, which neighbours share.
+def _read(maps: Tensor, segment: Segment, columns: Tensor, factors: Tensor, start: int) -> None:
+    """Make the factors of a segment's tiles: of whole columns first, which neighbours share.
 
     Args:
         maps: (B, H, W, C), of which C is contiguous.
-        segment: Of N tiles.
-        lines: Memory for 4 N + 2 columns of 6 numbers, or more.
-        factors: (N, 36, C), where the factors go.
+        segment: Which tiles.
+        columns: (4 T + 2, 6, C), for the T tiles of a row and the columns beside them.
+        factors: (N, 36, C), where those of the segment go.
+        start: Its first tile among the N.
     """
     image, row, first, last = segment
     matrix = _map_transforms()[0]
     top, left = OUT * row - 1, OUT * first - 1
+    # Rows outside of the map are left out, as zeros would be.
     rows = range(max(top, 0), min(top + IN, maps.shape[1]))
-    columns = range(max(left, 0), min(OUT * last + 1, maps.shape[2]))
-    # Zeros around the map: those above and below are left out, those at the sides are written.
-    lines = lines[:OUT * segment.tiles + 2]
-    inside = range(columns.start - left, columns.stop - left)
-    for side in (lines[:inside.start], lines[inside.stop:]):
-        if len(side):
-            side.zero_()
-    torch.bmm(matrix[:, rows.start - top:rows.stop - top].expand(len(columns), -1, -1),
-              maps[image, rows.start:rows.stop, columns.start:columns.stop].transpose(0, 1),
-              out=lines[inside.start:inside.stop])
-    tiles = lines.flatten(1).unfold(0, IN, OUT).transpose(1, 2)
-    torch.bmm(matrix.expand(len(tiles), -1, -1), tiles, out=factors.view(tiles.shape))
+    inside = range(max(left, 0), min(OUT * last + 1, maps.shape[2]))
+    torch.bmm(matrix[:, rows.start - top:rows.stop - top].expand(len(inside), -1, -1),
+              maps[image, rows.start:rows.stop, inside.start:inside.stop].transpose(0, 1),
+              out=columns[inside.start + 1:inside.stop + 1])
+    # Tiles share two columns with the next one: no view but this one says so in one step.
+    column = columns.stride(0)
+    tiles = columns.as_strided((last - first, IN, column), (OUT * column, column, 1),
+                               OUT * first * column)
+    torch.bmm(matrix.expand(len(tiles), -1, -1), tiles,
+              out=factors[start:start + len(tiles)].view(tiles.shape))
 
 
 def _write(tiles: Tensor, bias: Tensor | None, segment: Segment, outputs: Tensor) -> None:
     """Put a segment's tiles (N, 16, C), column by column, where they belong in (B, H, W, C)."""
     image, row, first, last = segment
     target = outputs[image, OUT * row:OUT * (row + 1), OUT * first:OUT * last]
-    rows = tiles.unflatten(1, (OUT, OUT)).permute(2, 0, 1, 3)[:len(target)]
-    whole, rest = divmod(target.shape[1], OUT)
-    parts = [(rows[:, :whole], target[:, :OUT * whole].unflatten(1, (whole, OUT)))] if whole else []
+    height, width, channels = target.shape
+    rows = tiles.view(-1, OUT, OUT, channels).permute(2, 0, 1, 3)[:height]
+    whole, rest = divmod(width, OUT)
     if rest:
-        parts.append((rows[:, -1, :rest], target[:, -rest:]))
-    for part, place in parts:
-        if bias is None:
-            place.copy_(part)
-        else:
-            torch.add(part, bias, out=place)
+        _add(rows[:, -1, :rest], bias, target[:, -rest:])
+        rows, target = rows[:, :whole], target[:, :-rest]
+    if whole:
+        _add(rows, bias, target.view(height, whole, OUT, channels))
+
+
+def _add(part: Tensor, bias: Tensor | None, place: Tensor) -> None:
+    if bias is None:
+        place.copy_(part)
+    else:
+        torch.add(part, bias, out=place)
