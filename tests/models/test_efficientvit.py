@@ -185,10 +185,12 @@ def test_drop_path_drops_in_training_only():
         assert torch.equal(model.eval()(image)[-1], model(image)[-1])
 
 
-def test_compiles_in_one_graph():
+@pytest.mark.parametrize('dynamic', [False, pytest.param(None, marks=pytest.mark.slow)])
+def test_compiles_in_one_graph(dynamic):
     # The graph is captured in full, as with any backend; 'eager' needs no C++ compiler to run it.
+    # None, torch's default, makes a second graph for all sizes, which takes half a minute.
     model = randomise(EfficientViT(TINY)).eval()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='eager')
     with torch.no_grad():
         for shape in ((1, 3, 65, 97), (2, 3, 128, 64)):
             image = torch.randn(shape)
@@ -201,7 +203,7 @@ def test_compiles_with_recomputed_activations(norm_eval):
     model = randomise(EfficientViT(TINY, with_cp=True, norm_eval=norm_eval)).train()
     plain = copy.deepcopy(model)
     image = torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend='eager')
     sum(x.square().mean() for x in compiled(image)).backward()
     sum(x.square().mean() for x in plain(image)).backward()
     for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
