@@ -140,7 +140,9 @@ def explained(until: _StartMark | None = None) -> Iterator[None]:
             raise UserError('another process of this run has ended, which says why') from error
         if until is not None and until.set:
             raise
-        text = ' '.join(str(error.args[0] if error.args else error).split())
+        # A KeyError shows its text in quotes; an OSError's first argument is a number.
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        text = ' '.join(text.split())
         raise ConfigError(f'the config can\'t be used as it is: {type(error).__name__}: {text} '
                           '(EVIT_MM_TRACEBACK=1 shows where)') from error
 

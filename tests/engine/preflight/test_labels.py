@@ -187,6 +187,18 @@ def test_processes_that_lose_another_one(monkeypatch):
         raise lost
 
 
+@pytest.mark.parametrize('raised,text', [
+    (FileNotFoundError(2, 'No such file or directory', 'none.json'),
+     "FileNotFoundError: [Errno 2] No such file or directory: 'none.json'"),
+    (KeyError('EfficientVit is not in the model registry'),
+     'KeyError: EfficientVit is not in the model registry'),
+    (TypeError(), 'TypeError:'), (ValueError('two\n  lines'), 'ValueError: two lines')], ids=repr)
+def test_what_a_config_raises_is_told_whole(raised, text):
+    with pytest.raises(ConfigError) as caught, run.explained():
+        raise raised
+    assert f"can't be used as it is: {text} " in str(caught.value)
+
+
 @pytest.fixture
 def weights(segmentor, tmp_path):
     """A checkpoint of the segmentor."""
