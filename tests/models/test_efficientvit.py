@@ -185,10 +185,13 @@ def test_drop_path_drops_in_training_only():
         assert torch.equal(model.eval()(image)[-1], model(image)[-1])
 
 
-@pytest.mark.parametrize('dynamic', [False, pytest.param(None, marks=pytest.mark.slow)])
+# None, torch's default, makes one graph for all sizes after the first, which takes half a minute.
+SIZES = pytest.mark.parametrize('dynamic', [False, pytest.param(None, marks=pytest.mark.slow)])
+
+
+@SIZES
 def test_compiles_in_one_graph(dynamic):
     # The graph is captured in full, as with any backend; 'eager' needs no C++ compiler to run it.
-    # None, torch's default, makes a second graph for all sizes, which takes half a minute.
     model = randomise(EfficientViT(TINY)).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='eager')
     with torch.no_grad():
@@ -198,12 +201,13 @@ def test_compiles_in_one_graph(dynamic):
                 assert relative_error(a, b) < 1e-5
 
 
+@SIZES
 @pytest.mark.parametrize('norm_eval', [True, False])
-def test_compiles_with_recomputed_activations(norm_eval):
+def test_compiles_with_recomputed_activations(norm_eval, dynamic):
     model = randomise(EfficientViT(TINY, with_cp=True, norm_eval=norm_eval)).train()
     plain = copy.deepcopy(model)
     image = torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend='eager')
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='eager')
     sum(x.square().mean() for x in compiled(image)).backward()
     sum(x.square().mean() for x in plain(image)).backward()
     for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
