@@ -3,7 +3,7 @@
     tools/prepare_data.py shapes
     tools/train.py configs/retinanet_evit_m0_shapes.py
 
-Also an example of a data set of one's own: classes, their number in the head, and a data root.
+Also an example of a dataset of one's own: classes, their number in the head, and a data root.
 """
 
 _base_ = './retinanet_evit_m0_coco.py'

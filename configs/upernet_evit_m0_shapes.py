@@ -4,8 +4,8 @@
     tools/train.py configs/upernet_evit_m0_shapes.py
 
 The scenes are laid out and labelled as ADE20K's, with eleven of its 150 classes. For classes of
-one's own, add `metainfo=dict(classes=..., palette=...)` to the data sets, their number to both
-heads, and `reduce_zero_label=False` to the data sets where 0 is a class.
+one's own, add `metainfo=dict(classes=..., palette=...)` to the datasets, their number to both
+heads, and `reduce_zero_label=False` to the datasets where 0 is a class.
 """
 
 _base_ = './upernet_evit_m0_ade20k.py'

@@ -17,7 +17,8 @@ compat.check_environment()
 compat.install()
 
 from . import checkpoint, models  # noqa: E402  (need the operators that compat provides)
+from .checkpoint import mmengine_loader  # noqa: E402
 
-checkpoint.register_names()
+mmengine_loader.install()
 
 __all__ = ['__version__', 'checkpoint', 'compat', 'models']

@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
+    from evit_mm.checkpoint.convert import convert
     from evit_mm.cli import convert_weights_parser, run_tool
-    from evit_mm.convert import convert
 except ImportError as error:  # says what is missing from this Python's packages
     sys.exit(f'error: {error}')
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepare a data set for training and evaluation; `--help` lists which, and their flags."""
+"""Prepare a dataset for training and evaluation; `--help` lists which, and their flags."""
 
 import sys
 from pathlib import Path

@@ -23,15 +23,15 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from ..benchmark import machine
+from ..benchmark.figures import HALF_PAGE, PALETTE, drawing
+from ..benchmark.model_factory import TIMM, build_subject, is_config, short_names, split_form
+from ..benchmark.tables import format_table
+from ..benchmark.timing import must_work
+from ..deployment.fuse import deploy
 from ..errors import ConfigError, UserError
-from ..models.fuse import deploy
-from . import machine
-from .figures import HALF_PAGE, PALETTE, drawing
 from .operations import ADD, COMPUTE, COPY, KINDS, MEMORY_BOUND, NORM, OTHER, SOFTMAX, classify
 from .results import Results
-from .subjects import TIMM, build_subject, is_config, short_names, split_form
-from .tables import format_table
-from .timing import must_work
 
 __all__ = ['Profile', 'Step', 'analyze_runtime', 'average', 'build_step', 'must_run',
            'profile_step', 'random_images', 'summarise']

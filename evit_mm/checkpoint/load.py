@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .bias_table import is_resizable, resize_attention_biases
-from .layouts import LAYOUTS, NATIVE, strip_containers
+from .key_maps import LAYOUTS, NATIVE, strip_containers
 from .structure import find_prefixes, recognise
 
 __all__ = ['LoadReport', 'load_backbone_weights', 'translate_backbone_state']

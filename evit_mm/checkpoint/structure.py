@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layouts import LAYOUTS, Layout
+from torch import Tensor
 
-__all__ = ['Structure', 'backbone_names', 'classifier_names', 'find_prefixes', 'recognise']
+from ..arch import ARCHS
+from .key_maps import LAYOUTS, Layout
+
+__all__ = ['Structure', 'backbone_names', 'classifier_names', 'describe_weights', 'find_prefixes',
+           'recognise', 'variant_of']
 
 _MAX_STAGES = 3
 _STEM = 'stem.0.conv.weight'
@@ -88,6 +92,31 @@ def _structure(state: Mapping[str, Any], layout: Layout, key: Callable[[str], st
         return None
     lists = {name: tuple(stage[name] for stage in stages) for name in stages[0]}
     return Structure(layout, fused, kernel_sizes=max(lists.pop('kernels'), key=len), **lists)
+
+
+def describe_weights(state: Mapping[str, Tensor]) -> str:
+    """Say which variant a backbone's state dict of any known layout holds."""
+    found = recognise(state)
+    if found is None:
+        return 'another model'
+    name = variant_of(found) or f'a variant of its own with embed_dims={found.embed_dims}'
+    return f'{name} in the {found.layout.name} layout'
+
+
+def variant_of(structure: Structure) -> str | None:
+    """The name of a published variant, ``'m0'`` to ``'m5'``; None for any other.
+
+    Weights without the last stages count as the variant that they are the beginning of.
+    """
+    stages = len(structure.depths)
+    for name, arch in ARCHS.items():
+        heads = arch.num_heads[:stages]
+        if (structure.embed_dims, structure.depths, structure.num_heads, structure.key_dims,
+                structure.kernel_sizes) == (
+                arch.embed_dims[:stages], arch.depths[:stages], heads, arch.key_dims[:stages],
+                arch.kernel_sizes[:max(heads)]):
+            return name
+    return None
 
 
 def find_prefixes(state: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """The published weights: one table for configs, documentation and the loader, and their names.
 
-Everything is fetched by `evit_mm.compat.download`, the files of Hugging Face's hub too. Its own
+Everything is fetched by `evit_mm.checkpoint.download`, the files of Hugging Face's hub too. Its own
 client would bring a second cache and a dozen packages for what is one https address a file.
 """
 
@@ -9,15 +9,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmengine.runner import CheckpointLoader
-
-from ..compat.torch_load import download_checkpoint, existing_file, load_from_local
 from ..errors import CheckpointError
+from .safe_load import download_checkpoint, existing_file
 
-__all__ = ['PUBLISHED', 'Published', 'address', 'load_from_name', 'local_copy', 'markdown_table',
-           'published', 'register_names']
+__all__ = ['PUBLISHED', 'Published', 'address', 'local_copy', 'markdown_table',
+           'published']
 
 _RELEASE = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 _HUB = 'https://huggingface.co'
@@ -25,6 +22,10 @@ _TIMM_TAG = 'r224_in1k'
 _TIMM_NAME = r'efficientvit_m[0-5]'
 _HUB_NAME = re.compile(r'(?:hf-hub:|hf://)(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?'
                        r'(?:/(?P<file>.+))?')
+
+
+# A tag begins like r224; what ends in .pth is a file in a folder called timm.
+TIMM_REPOSITORY = rf'timm/{_TIMM_NAME}(?:\.r\d[\w.-]*)?$'
 
 
 @dataclass(frozen=True)
@@ -133,20 +134,6 @@ def local_copy(source: str) -> Path:
     return existing_file(place)
 
 
-def register_names() -> None:
-    """Let every loader of mmengine take the names that `address` knows; idempotent."""
-    names = '|'.join(re.escape(row.name.removeprefix('evit://')) for row in PUBLISHED
-                     if row.name.startswith('evit://'))
-    patterns = ['evit://', 'timm://', 'hf-hub:', 'hf://', f'(?:{names})$', _TIMM_REPOSITORY]
-    CheckpointLoader.register_scheme(patterns, load_from_name, force=True)
-
-
-# mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by name backend".
-def load_from_name(filename: str, map_location: Any = None) -> Any:
-    """`local_copy` for mmengine: loaded, with its signature, and weights where it looks."""
-    return load_from_local(local_copy(filename), map_location)
-
-
 def markdown_table() -> str:
     """The table, as docs/weights.md shows it."""
     rows = [('name', 'variant', 'trained for', 'published accuracy', 'size', 'SHA-256', 'address'),
@@ -158,12 +145,8 @@ def markdown_table() -> str:
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
 
 
-# A tag begins like r224; what ends in .pth is a file in a folder called timm.
-_TIMM_REPOSITORY = rf'timm/{_TIMM_NAME}(?:\.r\d[\w.-]*)?$'
-
-
 def _is_timm_repository(source: str) -> bool:
-    return re.fullmatch(_TIMM_REPOSITORY, source) is not None
+    return re.fullmatch(TIMM_REPOSITORY, source) is not None
 
 
 def _hub_address(name: str) -> str:

@@ -7,14 +7,14 @@ __all__ = ['prepare_data_parser']
 
 
 def prepare_data_parser() -> argparse.ArgumentParser:
-    """The data sets that tools/prepare_data.py prepares, and the flags of each."""
+    """The datasets that tools/prepare_data.py prepares, and the flags of each."""
     parser = argparse.ArgumentParser(
-        prog='prepare_data.py', description='Prepare a data set for training and evaluation.')
+        prog='prepare_data.py', description='Prepare a dataset for training and evaluation.')
     datasets = parser.add_subparsers(required=True, metavar='DATASET')
     shapes = datasets.add_parser(
-        'shapes', help='draw a small synthetic data set (offline, under a minute)',
+        'shapes', help='draw a small synthetic dataset (offline, under a minute)',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description='Draw a small synthetic data set: <out>/coco for detection, <out>/ade for '
+        description='Draw a small synthetic dataset: <out>/coco for detection, <out>/ade for '
                     'segmentation. The same options give the same files, byte for byte.')
     shapes.add_argument('--out', type=Path, default=Path('data/shapes'), metavar='FOLDER',
                         help='where the folders coco/ and ade/ go')
@@ -27,8 +27,8 @@ def prepare_data_parser() -> argparse.ArgumentParser:
     shapes.add_argument('--size', type=int, default=192, metavar='PX',
                         help='side around which the heights and widths of the images vary')
     shapes.add_argument('--seed', type=int, default=0, metavar='N',
-                        help='another seed, another data set')
+                        help='another seed, another dataset')
     shapes.add_argument('--overwrite', action='store_true',
-                        help='replace a shapes data set of other options, or write into a folder '
+                        help='replace a shapes dataset of other options, or write into a folder '
                              'that holds other files (which stay untouched)')
     return parser

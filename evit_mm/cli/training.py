@@ -59,7 +59,7 @@ def _add_acceleration_flags(parser: argparse.ArgumentParser) -> None:
 def _add_common_flags(parser: argparse.ArgumentParser, *, work_dir: str) -> None:
     parser.add_argument('--work-dir', metavar='DIR', help=work_dir)
     parser.add_argument('--data-root', metavar='DIR',
-                        help='folder that replaces the data_root of every data set and evaluator')
+                        help='folder that replaces the data_root of every dataset and evaluator')
     parser.add_argument('--ignore-unknown-categories', action='store_true',
                         help='let annotation files have categories that the config leaves out')
     parser.add_argument('--seed', type=int, help='seed of all random numbers')

@@ -38,8 +38,7 @@ def check_environment() -> None:
 
 
 def install() -> None:
-    """Add the missing operators and the safe checkpoint loading; idempotent."""
-    from . import mmcv_ops, torch_load
+    """Add the operators that mmcv-lite lacks; idempotent."""
+    from . import mmcv_ops
 
     mmcv_ops.install()
-    torch_load.install()

@@ -1,9 +1,9 @@
-"""What tools/prepare_data.py does: generate the data sets and say how to go on."""
+"""What tools/prepare_data.py does: generate the datasets and say how to go on."""
 
 import argparse
 import shlex
 
-from .generate import PreparedData, generate_ade, generate_coco
+from .synthetic.generate import PreparedData, generate_ade, generate_coco
 
 __all__ = ['prepare']
 
@@ -15,7 +15,7 @@ _NEXT_STEPS = {
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Generate the data sets that the command line asks for, and print what they hold.
+    """Generate the datasets that the command line asks for, and print what they hold.
 
     Args:
         options: What `evit_mm.cli.prepare_data_parser` parses.

@@ -65,13 +65,13 @@ class ResumingIterBasedTrainLoop(IterBasedTrainLoop):
     - takes N batches of indices from the sampler and loads none of them. The samples that follow
       are those that would have followed, in the same order, in each process: samplers are built
       with the seed of the checkpoint, whether a seed was given or not, and their epoch is the
-      number of passes made over the data set;
+      number of passes made over the dataset;
     - does not repeat the augmentations and dropout of the run's start, as it would with the same
       seed: random numbers, in this process and in mmengine's workers, start from the seed and N
       together. Resuming twice from one checkpoint gives the same numbers twice. A
       ``worker_init_fn`` of the config stays in charge of its workers.
 
-    Where indices do not say what is loaded next (iterable data sets, subclasses of `DataLoader`,
+    Where indices do not say what is loaded next (iterable datasets, subclasses of `DataLoader`,
     a `DataLoader` object that has been iterated already), it loads and drops N batches, as
     mmengine does, and says so. It warns if the order can't be kept, because the sampler draws
     from random numbers that others share, or may not be, because the seed of a `DataLoader` object
@@ -127,7 +127,7 @@ class ResumingIterBasedTrainLoop(IterBasedTrainLoop):
         if type(loader) is not DataLoader:  # a subclass may take its indices from anywhere
             return f'the dataloader is a {type(loader).__name__}, not a DataLoader of torch'
         if isinstance(loader.dataset, IterableDataset):
-            return f'{type(loader.dataset).__name__} is an iterable data set'
+            return f'{type(loader.dataset).__name__} is an iterable dataset'
         started = self.dataloader_iterator is not None or loader._iterator is not None
         if started and self._dataloader_config is None:
             return ('the dataloader is an object that was started before the checkpoint was read; '
@@ -143,7 +143,7 @@ class ResumingIterBasedTrainLoop(IterBasedTrainLoop):
             return
         if self.dataloader_iterator is None and self.runner.seed == self._initial_seed:
             return
-        # The data set is kept: reading its annotations can take minutes, and hooks may hold it.
+        # The dataset is kept: reading its annotations can take minutes, and hooks may hold it.
         dataset = self.dataloader.dataset
         config = dict(self._dataloader_config, dataset=dict(type=lambda: dataset))
         self.dataloader_iterator = None  # ends its workers
@@ -225,7 +225,7 @@ def _pass_over(loader: DataLoader, iterations: int) -> tuple[Iterator[Any], int,
     """Take the indices of so many batches from a dataloader's sampler, pass by pass.
 
     Returns:
-        tuple: What is left of the current pass over the data set, the passes completed before it,
+        tuple: What is left of the current pass over the dataset, the passes completed before it,
         and the number of samples passed over.
 
     Raises:

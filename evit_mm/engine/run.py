@@ -2,27 +2,25 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..compat.malloc import keep_freed_memory
-from ..errors import ConfigError, UserError
-from . import configure, preflight
-from .acceleration import accelerate, requested
-from .hooks import MeanLossHook  # noqa: F401  (registered by name)
+from ..deployment.memory import keep_freed_memory
+from ..errors import ConfigError, UserError, translate_errors
+from . import config as configure
+from . import preflight
+from .hooks.acceleration import accelerate, requested
+from .hooks.mean_loss import MeanLossHook  # noqa: F401  (registered by name)
 from .launch import prepare_processes
 from .loops import resume_at_once
 
-__all__ = ['explained', 'test', 'train']
+__all__ = ['test', 'train']
 
 
 def train(options: Namespace) -> None:
@@ -32,13 +30,13 @@ def train(options: Namespace) -> None:
         UserError: If a mistake is found: before the first step, but for what only a step can show,
             label maps beyond the sample that was looked into and batches too small for a norm.
     """
-    with explained():
+    with translate_errors():
         config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
         acceleration = requested(options)
         if get_device() == 'cpu':
             keep_freed_memory()
         if options.from_scratch:
-            configure.learn_from_scratch(config)
+            configure.set_from_scratch(config)
         if options.amp:
             if acceleration.bf16:
                 raise UserError('--amp and --bf16 are two ways of mixed precision: name one')
@@ -66,7 +64,7 @@ def train(options: Namespace) -> None:
         preflight.check_norms(model, runner.train_loop.dataloader, config, runner.world_size)
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
-    with explained(until=started), preflight.explain_norms(model, config):
+    with translate_errors(pass_if=lambda: started.set), preflight.explain_norms(model, config):
         runner.train()
 
 
@@ -80,7 +78,7 @@ def test(options: Namespace) -> dict[str, float]:
         UserError: If a mistake is found: before the first image, but for label maps beyond the
             sample that was looked into.
     """
-    with explained():
+    with translate_errors():
         config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))
         acceleration = requested(options)
         if options.fast and get_device() == 'cpu':
@@ -102,7 +100,7 @@ def test(options: Namespace) -> dict[str, float]:
         accelerate(runner, _plain_model(runner), acceleration)
     started = _StartMark()
     runner.register_hook(started, priority='VERY_LOW')
-    with explained(until=started):
+    with translate_errors(pass_if=lambda: started.set):
         return runner.test()
 
 
@@ -115,49 +113,6 @@ class _StartMark(Hook):
         self.set = True
 
     before_test_iter = before_train_iter
-
-
-@contextmanager
-def explained(until: _StartMark | None = None) -> Iterator[None]:
-    """Turn what a config's mistakes raise, in mmengine or anywhere below, into a sentence.
-
-    Args:
-        until: Tells since when errors are no longer the config's; they pass, unless they say
-            themselves that they are the user's, here or in a dataloader's worker.
-
-    Raises:
-        UserError: In place of what was raised.
-    """
-    try:
-        yield
-    except UserError as error:
-        sentence = _told_by_worker(error)
-        if sentence:
-            raise type(error)(sentence) from error
-        raise
-    except Exception as error:
-        if _lost_another_process(error):
-            raise UserError('another process of this run has ended, which says why') from error
-        if until is not None and until.set:
-            raise
-        # A KeyError shows its text in quotes; an OSError's first argument is a number.
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        text = ' '.join(text.split())
-        raise ConfigError(f'the config can\'t be used as it is: {type(error).__name__}: {text} '
-                          '(EVIT_MM_TRACEBACK=1 shows where)') from error
-
-
-def _told_by_worker(error: UserError) -> str:
-    """The sentence of a dataloader's worker, which torch hides behind a traceback; else ''."""
-    text = str(error)
-    if not text.startswith('Caught '):
-        return ''
-    return text.rstrip().rpartition('\n')[2].partition(': ')[2]
-
-
-def _lost_another_process(error: Exception) -> bool:
-    return torch.distributed.is_initialized() and any(text in str(error) for text in (
-        'closed by peer', 'reset by peer', 'remote process exit'))  # gloo's, gloo's, NCCL's
 
 
 def _common_config(options: Namespace, needed: tuple[str, ...]) -> Config:

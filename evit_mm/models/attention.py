@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..deployment.fuse import deploy_layers
 from . import onednn
 from .derived import Derived
-from .fuse import deploy_layers
 from .layers import ConvNorm, DepthwiseConvNorm
 
 __all__ = ['CascadedGroupAttention', 'partition_windows', 'relative_position_index',

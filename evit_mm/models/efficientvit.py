@@ -6,7 +6,6 @@ Read from the leaves to the root: variants, stem, block, downsampling, stage, ba
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,145 +18,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..arch import NUM_STAGES, STAGE_STRIDES, STEM_STRIDES, Arch
 from ..checkpoint import (
     NATIVE,
-    Structure,
+    describe_weights,
     load_backbone_weights,
-    recognise,
     translate_backbone_state,
 )
+from ..deployment.fuse import deploy_layers
 from ..errors import CheckpointError, ConfigError
 from .attention import CascadedGroupAttention
-from .fuse import deploy_layers
-from .layers import (
-    ConvNorm,
-    DepthwiseConvNorm,
-    FeedForward,
-    SqueezeExcite,
-    convolve_in_turn,
-)
+from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite, convolve_in_turn
 
-__all__ = ['ARCHS', 'Arch', 'EfficientViT', 'describe_weights', 'variant_of']
-
-STEM_STRIDES = (2, 4, 8, 16)
-STAGE_STRIDES = (16, 32, 64)
-NUM_STAGES = len(STAGE_STRIDES)
-
-
-_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need no list
-
-
-@dataclass(frozen=True)
-class Arch:
-    """What distinguishes one variant from another; per stage unless said otherwise.
-
-    Attributes:
-        embed_dims: Channels.
-        depths: Blocks.
-        num_heads: Heads of the attention; each must divide its stage's channels.
-        key_dims: Channels of each head's query and key.
-        kernel_sizes: Side of the query's depthwise kernel, per head, shared by the stages.
-        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number, or
-            one per stage. What leads to a stage has the ratio of the stage whose width it has.
-        num_ffns: Pairs of depthwise conv and feed-forward part on each side of the attention; one
-            number. At 0 there are none beside the downsampling either.
-        num_attentions: Attention layers of a block; one number.
-    """
-
-    embed_dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    key_dims: tuple[int, ...] = (16, 16, 16)
-    kernel_sizes: tuple[int, ...] = (7, 5, 3, 3)
-    ffn_ratio: float | tuple[float, ...] = 2
-    num_ffns: int = 1
-    num_attentions: int = 1
-
-    @property
-    def hidden_dims(self) -> tuple[int, ...]:
-        """Hidden channels of the feed-forward parts, per stage."""
-        ratios = self.ffn_ratio if isinstance(self.ffn_ratio, tuple) else \
-            (self.ffn_ratio,) * NUM_STAGES
-        return tuple(int(dims * ratio)
-                     for dims, ratio in zip(self.embed_dims, ratios, strict=True))
-
-    def __post_init__(self) -> None:
-        for name in ('embed_dims', 'depths', 'num_heads', 'key_dims'):
-            values = getattr(self, name)
-            if len(values) != NUM_STAGES or any(value < 1 for value in values):
-                raise ConfigError(f'arch: {name}={values} must be {NUM_STAGES} positive numbers, '
-                                  'one per stage')
-        for channels, heads in zip(self.embed_dims, self.num_heads, strict=True):
-            if channels % heads:
-                raise ConfigError(f'arch: embed_dims={self.embed_dims} must be divisible by '
-                                  f'num_heads={self.num_heads}, but {heads} does not divide '
-                                  f'{channels}')
-        if self.embed_dims[0] % 8:
-            raise ConfigError(f'arch: embed_dims[0]={self.embed_dims[0]} must be a multiple of 8, '
-                              'because the stem starts with an eighth of it')
-        if len(self.kernel_sizes) < max(self.num_heads):
-            raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} has fewer entries than the '
-                              f'largest of num_heads={self.num_heads}')
-        if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
-        ratios = (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
-                  else (self.ffn_ratio,) * NUM_STAGES)
-        if len(ratios) != NUM_STAGES or not all(
-                isinstance(ratio, int | float) for ratio in ratios):
-            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be one number, or '
-                              f'{NUM_STAGES} of them, one per stage')
-        if min(self.hidden_dims) < 1:
-            raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be positive, and leave '
-                              'every stage a hidden channel')
-        for name in ('num_ffns', 'num_attentions'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ConfigError(f'arch: {name}={value!r} must be a whole number, 0 or more')
-        if not self.num_ffns and not self.num_attentions:
-            raise ConfigError('arch: num_ffns and num_attentions are both 0, which leaves the '
-                              'blocks nothing')
-
-    @classmethod
-    def of(cls, arch: 'str | Mapping[str, Any] | Arch') -> 'Arch':
-        """The architecture behind a variant's name or a dict of one's own."""
-        if isinstance(arch, cls):
-            return arch
-        if isinstance(arch, str):
-            if arch.lower() not in ARCHS:
-                raise ConfigError(f'arch={arch!r} is unknown: choose one of {", ".join(ARCHS)}, '
-                                  'or give a dict with embed_dims, depths and num_heads')
-            return ARCHS[arch.lower()]
-        if not isinstance(arch, Mapping):
-            raise ConfigError(f'arch={arch!r} must be one of {", ".join(ARCHS)}, or a dict')
-        known = list(cls.__dataclass_fields__)
-        unknown = [key for key in arch if key not in known]
-        missing = [key for key in known[:3] if key not in arch]
-        if unknown or missing:
-            raise ConfigError(f'arch={dict(arch)!r}: unknown keys {unknown}, missing keys '
-                              f'{missing}; the keys are {known}, the first three are needed')
-        for key, value in arch.items():
-            if key not in _NUMBERS and not (isinstance(value, list | tuple) and all(
-                    isinstance(number, int) for number in value)):
-                raise ConfigError(f'arch: {key}={value!r} must be a list of whole numbers')
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in arch.items()}
-        return cls(**fields)
-
-
-_M4 = Arch(embed_dims=(128, 256, 384), depths=(1, 2, 3), num_heads=(4, 4, 4))
-
-ARCHS: dict[str, Arch] = {
-    # The published detection code gives M0 the kernels of the others, which its own weights
-    # do not fit; these are the ones that it was trained with.
-    'm0': replace(_M4, embed_dims=(64, 128, 192), kernel_sizes=(5, 5, 5, 5)),
-    'm1': replace(_M4, embed_dims=(128, 144, 192), num_heads=(2, 3, 3)),
-    'm2': replace(_M4, embed_dims=(128, 192, 224), num_heads=(4, 3, 2)),
-    'm3': replace(_M4, embed_dims=(128, 240, 320), num_heads=(4, 3, 4), kernel_sizes=(5, 5, 5, 5)),
-    'm4': _M4,
-    'm5': replace(_M4, embed_dims=(192, 288, 384), depths=(1, 3, 4), num_heads=(3, 3, 4)),
-}
-"""Table 2 of the paper: the published variants."""
-
+__all__ = ['EfficientViT']
 
 class Stem(nn.ModuleList):
     """Four 3x3 convolutions of stride 2: strides 2, 4, 8 and 16."""
@@ -589,31 +462,6 @@ def _accept_published_layouts(module: EfficientViT, state_dict: dict, prefix: st
 def _is_deployed(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is of our deployed form, in which convolutions have a bias."""
     return 'stem.0.conv.bias' in state
-
-
-def describe_weights(state: Mapping[str, Tensor]) -> str:
-    """Say which variant a backbone's state dict of any known layout holds."""
-    found = recognise(state)
-    if found is None:
-        return 'another model'
-    name = variant_of(found) or f'a variant of its own with embed_dims={found.embed_dims}'
-    return f'{name} in the {found.layout.name} layout'
-
-
-def variant_of(structure: Structure) -> str | None:
-    """The name of a published variant, ``'m0'`` to ``'m5'``; None for any other.
-
-    Weights without the last stages count as the variant that they are the beginning of.
-    """
-    stages = len(structure.depths)
-    for name, arch in ARCHS.items():
-        heads = arch.num_heads[:stages]
-        if (structure.embed_dims, structure.depths, structure.num_heads, structure.key_dims,
-                structure.kernel_sizes) == (
-                arch.embed_dims[:stages], arch.depths[:stages], heads, arch.key_dims[:stages],
-                arch.kernel_sizes[:max(heads)]):
-            return name
-    return None
 
 
 def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:

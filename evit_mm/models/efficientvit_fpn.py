@@ -10,8 +10,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..deployment.fuse import deploy_layers
 from ..errors import ConfigError
-from .fuse import deploy_layers
 
 __all__ = ['EfficientViTFPN']
 

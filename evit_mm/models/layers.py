@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
-from . import onednn
-from .folding import (
+from ..ops.folded_conv import (
     FixedNorm,
     FoldedConv,
     convolve_folded,
@@ -20,6 +19,7 @@ from .folding import (
     scale_and_shift,
     tokens_of,
 )
+from . import onednn
 
 __all__ = ['ConvNorm', 'DepthwiseConvNorm', 'FeedForward', 'SqueezeExcite', 'add_residual',
            'convolve_in_turn']

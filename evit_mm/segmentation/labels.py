@@ -34,7 +34,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
     loads, through one table of values instead of a pass over the map for each class.
 
     Args:
-        num_classes: Classes of the data set; None leaves only 8 bits as a limit.
+        num_classes: Classes of the dataset; None leaves only 8 bits as a limit.
         ignore_index: Label of the pixels that do not count.
         **kwargs: LoadAnnotations' own.
     """
@@ -49,18 +49,18 @@ class CheckedLoadAnnotations(LoadAnnotations):
 
         Raises:
             UserError: If the label map does not fit; it names the file.
-            ConfigError: If the data set has no label maps, or contradicts this transform.
+            ConfigError: If the dataset has no label maps, or contradicts this transform.
         """
         image = results.get('img_path')
         if not results.get('seg_map_path'):
-            raise ConfigError(f'the data set of {image} names no label maps, but its pipeline '
+            raise ConfigError(f'the dataset of {image} names no label maps, but its pipeline '
                               'loads them: set its data_prefix.seg_map_path, or take '
                               'LoadAnnotations out of the pipeline')
         reduce_zero_label = results['reduce_zero_label']
         if self.reduce_zero_label not in (None, reduce_zero_label):
             raise ConfigError(
-                f'LoadAnnotations has reduce_zero_label={self.reduce_zero_label}, but its data set '
-                f'has {reduce_zero_label}: take it out of the pipeline, and set it in the data set')
+                f'LoadAnnotations has reduce_zero_label={self.reduce_zero_label}, but its dataset '
+                f'has {reduce_zero_label}: take it out of the pipeline, and set it in the dataset')
         path = results['seg_map_path']
         table = _label_of_value(reduce_zero_label, results.get('label_map'))
         values = _in_one_channel(self._decoded(path, image), path)
@@ -69,7 +69,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
             raise UserError(
                 f'the label map {path} is {values.shape[0]}x{values.shape[1]} (height x width), '
                 f'but its image {image} is {size[0]}x{size[1]}: replace one of the two, or take '
-                'the image out of the data set')
+                'the image out of the dataset')
         results['gt_seg_map'] = table[self._checked_values(values, table, path, reduce_zero_label)]
         results['seg_fields'].append('gt_seg_map')
 
@@ -90,7 +90,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
                 # Pillow names the buffer in memory, which helps nobody.
                 reason = ' '.join(str(error).partition(' <')[0].split()) or type(error).__name__
         raise UserError(f'the label map {path} is no image, or is cut off ({reason}): fetch it '
-                        f'again, or take its image {image} out of the data set')
+                        f'again, or take its image {image} out of the dataset')
 
     def _checked_values(self, values: npt.NDArray[Any], table: npt.NDArray[np.uint8], path: str,
                         reduce_zero_label: bool) -> npt.NDArray[np.uint8]:
@@ -113,7 +113,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
         shown = ', '.join(f'{value:.10g}' for value in wrong[:_VALUES_SHOWN])
         mend = 'correct it, or give the config the classes that these values stand for'
         if wrong == [self.num_classes] and not reduce_zero_label:
-            mend += ' (if they count from 1, set reduce_zero_label=True in the data set)'
+            mend += ' (if they count from 1, set reduce_zero_label=True in the dataset)'
         raise UserError(
             f'the label map {path} has values that stand for no class: {shown}'
             f'{" ..." if len(wrong) > _VALUES_SHOWN else ""}; valid are '
@@ -121,7 +121,7 @@ class CheckedLoadAnnotations(LoadAnnotations):
 
 
 def check_while_loading(config: Config) -> None:
-    """Let MMSegmentation's own LoadAnnotations in all data sets of a config check what they load.
+    """Let MMSegmentation's own LoadAnnotations in all datasets of a config check what they load.
 
     Loaders of other types are left as they are.
 
@@ -129,7 +129,7 @@ def check_while_loading(config: Config) -> None:
         config: Its dataloaders are changed in place.
     """
     head = _decode_head(config)
-    # Where a data set names no classes, what the head predicts is the limit. Losses of several
+    # Where a dataset names no classes, what the head predicts is the limit. Losses of several
     # binary masks have no ignored label, but 255 is what loading gives.
     ignored = head.get('ignore_index')
     checks = dict(num_classes=head.get('num_classes'),
@@ -166,7 +166,7 @@ def _is_plain_loader(kind: Any, scope: str | None) -> bool:
 
 
 def _class_count(dataset: Mapping[str, Any]) -> int | None:
-    """How many classes a data set's config names, or its type has; None if neither does."""
+    """How many classes a dataset's config names, or its type has; None if neither does."""
     kind = dataset.get('type')
     try:
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind

@@ -7,11 +7,7 @@ from torch import nn
 from evit_mm.analysis.attention_maps import capture_maps, drop_prefix_tokens
 from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
-from evit_mm.models.attention import (
-    CascadedGroupAttention,
-    partition_windows,
-    reverse_windows,
-)
+from evit_mm.models.attention import CascadedGroupAttention, partition_windows, reverse_windows
 
 TOLERANCE = dict(rtol=1e-6, atol=1e-6)
 

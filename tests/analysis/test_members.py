@@ -13,7 +13,7 @@ from evit_mm.analysis.members import (
     count_layers,
     member_of,
 )
-from evit_mm.analysis.subjects import build_subject
+from evit_mm.benchmark.model_factory import build_subject
 from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention

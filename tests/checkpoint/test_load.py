@@ -11,13 +11,13 @@ from evit_mm.checkpoint import (
     LAYOUTS,
     MICROSOFT,
     TIMM,
+    describe_weights,
     load_backbone_weights,
     resize_attention_biases,
     strip_containers,
 )
 from evit_mm.errors import CheckpointError
 from evit_mm.models import ARCHS, EfficientViT
-from evit_mm.models.efficientvit import describe_weights
 
 
 def randomised(arch='m0', **options):

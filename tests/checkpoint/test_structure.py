@@ -7,11 +7,12 @@ from evit_mm.checkpoint import (
     LAYOUTS,
     backbone_names,
     classifier_names,
+    describe_weights,
     find_prefixes,
     recognise,
+    variant_of,
 )
 from evit_mm.models import ARCHS, EfficientViT
-from evit_mm.models.efficientvit import describe_weights, variant_of
 
 
 def published(arch, layout, *, fused=False, **options):

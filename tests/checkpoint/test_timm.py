@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from evit_mm.checkpoint import TIMM
-from evit_mm.convert import convert_state, write_weights
+from evit_mm.checkpoint.convert import convert_state, write_weights
 from evit_mm.models import ARCHS, EfficientViT
 from evit_mm.models.attention import relative_position_index
 

@@ -75,7 +75,7 @@ def test_names_load_in_every_place_that_takes_a_checkpoint(tmp_path, monkeypatch
         asked.append((url, sha256))
         return tmp_path / 'm0.pth'
 
-    monkeypatch.setattr('evit_mm.compat.torch_load.download', download)
+    monkeypatch.setattr('evit_mm.checkpoint.safe_load.download', download)
     row = next(row for row in PUBLISHED if row.name == 'evit://efficientvit_m0')
     monkeypatch.setattr(zoo, 'PUBLISHED', (zoo.Published(
         row.name, row.source, 'm0', row.trained_for, sha256='ab' * 32), *PUBLISHED))

@@ -1,4 +1,4 @@
-"""Generated data sets that several files look at."""
+"""Generated datasets that several files look at."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +11,13 @@ from evit_mm.data import generate_ade, generate_coco
 
 @pytest.fixture(scope='session')
 def small() -> dict[str, Any]:
-    """Arguments of a data set that holds everything a large one holds."""
+    """Arguments of a dataset that holds everything a large one holds."""
     return dict(num_train=11, num_val=4, image_size=(96, 112), seed=3, progress=False)
 
 
 @pytest.fixture(scope='session')
 def coco_root(tmp_path_factory, small) -> Path:
-    """The small data set in COCO's layout."""
+    """The small dataset in COCO's layout."""
     root = tmp_path_factory.mktemp('shapes') / 'coco'
     generate_coco(root, **small)
     return root
@@ -25,7 +25,7 @@ def coco_root(tmp_path_factory, small) -> Path:
 
 @pytest.fixture(scope='session')
 def ade_root(tmp_path_factory, small) -> Path:
-    """The small data set in ADE20K's layout."""
+    """The small dataset in ADE20K's layout."""
     root = tmp_path_factory.mktemp('shapes') / 'ade'
     generate_ade(root, **small)
     return root

@@ -1,4 +1,4 @@
-"""A small real-format data set, a config over it, and ways to run the tools."""
+"""A small real-format dataset, a config over it, and ways to run the tools."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config_file(repository: Path) -> Path:
-    """RetinaNet-M0 on the generated data set."""
+    """RetinaNet-M0 on the generated dataset."""
     return repository / 'configs' / 'retinanet_evit_m0_shapes.py'
 
 

@@ -172,7 +172,7 @@ def dataloader(tmp_path):
 
 @pytest.fixture
 def two_sources(tmp_path):
-    """Two data sets in one, for the samplers that weigh them."""
+    """Two datasets in one, for the samplers that weigh them."""
     parts = [Numbers(str(tmp_path / 'loaded')), Numbers(str(tmp_path / 'loaded'), 6, first=100)]
     return dict(type=ConcatDataset, datasets=parts)
 
@@ -387,7 +387,7 @@ def test_an_iterable_data_set_is_replayed(train, dataloader, checkpoint):
     train(config, 4)
     resumed = train(config, 6, OURS, resume=checkpoint(4))
     assert resumed.batches == [[16, 17, 18, 19], [20, 21, 22, 23]]
-    assert 'loads again all that was seen, because Stream is an iterable data set' in resumed.log
+    assert 'loads again all that was seen, because Stream is an iterable dataset' in resumed.log
 
 
 def test_another_class_of_dataloader_is_replayed(train, checkpoint, tmp_path):

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from safetensors.torch import save_file
 
+from evit_mm.checkpoint.convert import convert
 from evit_mm.cli import convert_weights_parser, run_tool, test_parser, train_parser
-from evit_mm.convert import convert
 from evit_mm.engine import preflight, test, train
 from evit_mm.errors import CheckpointError
 from evit_mm.models import EfficientViT

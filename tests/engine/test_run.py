@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from evit_mm.cli import test_parser, train_parser
-from evit_mm.engine import configure, test, train
+from evit_mm.engine import config as configure
+from evit_mm.engine import test, train
 from evit_mm.models import EfficientViT
 
 test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
@@ -176,7 +177,7 @@ def test_distributed_scripts(repository, config_file, shapes, tmp_path):
 
 
 @pytest.mark.parametrize('options,fragments', [
-    ([], ['the data set is not there', '--data-root']),
+    ([], ['the dataset is not there', '--data-root']),
     (['--data-root', 'SHAPES', '--resume', 'gone.pth'], ['no such checkpoint: gone.pth']),
     (['--data-root', 'SHAPES', '--cfg-options', 'model.neck.in_channels=[1,2,3]'],
      ['[1, 2, 3]', '[64, 128, 192]']),
@@ -218,7 +219,7 @@ def test_mistakes_in_pretrained_weights(source, fragment, mistake, config_file, 
         f'model = dict(backbone=dict(init_cfg={pretrained!r}))\n')
     assert fragment in mistake(train_parser, train, 'config.py', '--data-root', shapes)
     # Random weights need no download.
-    configure.learn_from_scratch(config := configure.load_config('config.py'))
+    configure.set_from_scratch(config := configure.load_config('config.py'))
     assert config.model.backbone.init_cfg is None
 
 

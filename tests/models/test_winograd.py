@@ -9,8 +9,8 @@ from mmcv.cnn import ConvModule
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from evit_mm.deployment.fuse import deploy
 from evit_mm.models import onednn, winograd
-from evit_mm.models.fuse import deploy
 from evit_mm.models.winograd import WinogradConv2d, fits
 
 pytestmark = pytest.mark.skipif(not onednn._dtypes(), reason='torch has no oneDNN here')

@@ -17,7 +17,7 @@ from evit_mm.segmentation import CheckedLoadAnnotations, check_while_loading
 
 @pytest.fixture
 def results(tmp_path):
-    """What a data set hands to its pipeline, for a 4x6 label map of the given values or image."""
+    """What a dataset hands to its pipeline, for a 4x6 label map of the given values or image."""
 
     def build(content, mode=None, *, reduce_zero_label=False, label_map=None, size=(4, 6)):
         path = tmp_path / 'map.png'

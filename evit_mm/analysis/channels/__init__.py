@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...engine import configure
+from ...benchmark import machine
+from ...benchmark.model_factory import TIMM, build_subject, is_config, load_weights
+from ...benchmark.timing import must_work
+from ...engine import config as configure
 from ...errors import UserError
 from ...models import EfficientViT
-from .. import machine
 from ..results import Results
-from ..subjects import TIMM, build_subject, is_config, load_weights
-from ..timing import must_work
 from .export import suggest_arch, write_arch
 from .gates import Site, find_sites, macs_per_channel, total_macs
 from .losses import FolderLoss, TrainingLoss

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...benchmark.flops import count_macs
 from ...errors import UserError
 from ...models.attention import CascadedGroupAttention
 from ...models.layers import ConvNorm, FeedForward
-from ..cost import count_macs
 
 __all__ = ['KINDS', 'Site', 'find_sites', 'gated', 'macs_per_channel', 'total_macs']
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...engine import preflight
-from ...engine.run import explained
-from ...errors import ConfigError, UserError
+from ...errors import ConfigError, UserError, translate_errors
 from ..images import files_fingerprint, list_images, read_image
 
 __all__ = ['FolderLoss', 'TrainingLoss']
@@ -34,7 +33,7 @@ class TrainingLoss:
         config: The config, with its data root set; segmentors' label maps are checked as they
             are loaded, which changes it.
         model: Its model, in eval mode.
-        batches: How many batches to use; fewer where the data set has fewer.
+        batches: How many batches to use; fewer where the dataset has fewer.
         batch_size: Images of a batch; as the config says, unless given.
         seed: Of the order of images and of what the pipeline does at random.
 
@@ -55,7 +54,7 @@ class TrainingLoss:
         self.seed = seed
         scope = config.get('default_scope')
         init_default_scope(scope or 'mmengine')
-        with explained():
+        with translate_errors():
             preflight.check_files(config.train_dataloader, False, scope=scope)
             if scope == 'mmseg':
                 from ...segmentation import check_while_loading  # mmdet's configs do without mmseg

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..figures import PALETTE, drawing
-from ..tables import format_table
+from ...benchmark.figures import PALETTE, drawing
+from ...benchmark.tables import format_table
 from .gates import KINDS, Site
 
 __all__ = ['Share', 'draw_shares', 'share_table', 'shares']

@@ -42,7 +42,7 @@ def add_channels_parser(analyses: Any) -> None:
                         help='write the widths that are left as an arch=dict(...) of EfficientViT')
     config = parser.add_argument_group('configs, whose training data and loss are used')
     config.add_argument('--data-root', metavar='DIR',
-                        help='folder that replaces the data_root of every data set')
+                        help='folder that replaces the data_root of every dataset')
     config.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='change values of the config')
     classifier = parser.add_argument_group('classifiers')

@@ -56,6 +56,6 @@ def add_heads_parser(analyses: Any) -> None:
 
 def _analyze_heads(options: argparse.Namespace) -> None:
     # Only here: what an analysis imports takes seconds.
-    from ...analysis.heads import analyze_heads
+    from ...analysis.head_similarity import analyze_heads
 
     analyze_heads(options)

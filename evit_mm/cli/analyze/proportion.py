@@ -44,6 +44,8 @@ def add_proportion_parser(analyses: Any) -> None:
 
 
 def _analyze(options: argparse.Namespace) -> None:
-    from ...analysis.proportion import analyze_proportion  # with what it imports, for this alone
+    from ...analysis.attention_share import (  # with what it imports, for this alone
+        analyze_proportion,
+    )
 
     analyze_proportion(options)

@@ -1,7 +1,7 @@
 """Find a user's mistakes before training or testing starts, and say each in one sentence.
 
 `files` looks at what a config names, before anything is built; `categories` at COCO's annotation
-files; `datasets` at built data sets; `labels` into label maps; `batch` at the size of a training
+files; `datasets` at built datasets; `labels` into label maps; `batch` at the size of a training
 batch and the norms that it goes through; `checkpoint` at weights.
 """
 

@@ -18,7 +18,7 @@ def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = 
 
     Args:
         path: The annotation file.
-        classes: The data set's classes.
+        classes: The dataset's classes.
         ignore_unknown: Let the file have categories that the config does not know.
 
     Raises:
@@ -31,7 +31,7 @@ def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f'{path} is not a COCO annotation file, or it is cut off: {reason}'
                         ) from error
-    mend = (f'set metainfo=dict(classes={tuple(names)!r}) in the config\'s data sets and '
+    mend = (f'set metainfo=dict(classes={tuple(names)!r}) in the config\'s datasets and '
             f'num_classes={len(names)} in its heads')
     unknown = [name for name in names if name not in classes]
     if unknown and ignore_unknown:

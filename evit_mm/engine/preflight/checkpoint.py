@@ -7,10 +7,9 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ...checkpoint import strip_containers, translate_backbone_state
+from ...checkpoint import describe_weights, strip_containers, translate_backbone_state
 from ...errors import CheckpointError
 from ...models import EfficientViT
-from ...models.efficientvit import describe_weights
 
 __all__ = ['check_checkpoint']
 

@@ -1,4 +1,4 @@
-"""Data sets once they are built: what they list is there, and the model has as many classes."""
+"""Datasets once they are built: what they list is there, and the model has as many classes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ _CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')
 
 
 def built_dataset(build: Callable[[], Any], name: str) -> Any:
-    """Build a data set and check it: it has images, and they and their label maps are there.
+    """Build a dataset and check it: it has images, and they and their label maps are there.
 
     Args:
-        build: Gives an mmengine data set.
+        build: Gives an mmengine dataset.
         name: ``'train'``, ``'val'`` or ``'test'``, for the error.
 
     Raises:
@@ -31,11 +31,11 @@ def built_dataset(build: Callable[[], Any], name: str) -> Any:
     except (KeyError, ValueError, TypeError, AssertionError, IndexError, OSError) as error:
         if 'at least one array to concatenate' not in str(error):  # an empty list of images
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f'the {name} data set can\'t be read: {type(error).__name__}: {reason}'
+            raise UserError(f'the {name} dataset can\'t be read: {type(error).__name__}: {reason}'
                             ) from error
         dataset = []
     if len(dataset) == 0:
-        raise UserError(f'the {name} data set has no images that can be used: its annotation file '
+        raise UserError(f'the {name} dataset has no images that can be used: its annotation file '
                         'or list of images names none, or none has an object of the config\'s '
                         'classes')
     _check_listed_files(dataset, name)
@@ -43,7 +43,7 @@ def built_dataset(build: Callable[[], Any], name: str) -> Any:
 
 
 def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
-    """Check that the heads predict as many classes as the data set has.
+    """Check that the heads predict as many classes as the dataset has.
 
     Raises:
         ConfigError: If a head has another number.
@@ -56,12 +56,12 @@ def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
         count = getattr(module, 'num_classes', None)
         is_head = 'head' in path and not any(name in path for name in _CLASS_AGNOSTIC)
         if is_head and isinstance(count, int) and count != len(classes):
-            raise ConfigError(f'{path} predicts {count} classes, but the {name} data set has '
+            raise ConfigError(f'{path} predicts {count} classes, but the {name} dataset has '
                               f'{len(classes)}: set model.{path}.num_classes={len(classes)}')
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets that read local files, inside whatever wraps them."""
+    """The datasets that read local files, inside whatever wraps them."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if any(part is not None for part in inner):
         for part in inner:
@@ -87,7 +87,7 @@ def _check_listed_files(dataset: Any, name: str) -> None:
     maps: list[tuple[str, str]] = []
     total = labelled = 0
     for leaf in leaves(dataset):
-        # Only a segmentation data set that is asked for its labels must have them.
+        # Only a segmentation dataset that is asked for its labels must have them.
         needs_maps = segmentation_base(type(leaf)) and any(
             'Annotation' in type(step).__name__ for step in steps(leaf.pipeline))
         for index in range(len(leaf)):
@@ -102,14 +102,14 @@ def _check_listed_files(dataset: Any, name: str) -> None:
                 if not present(label_map):
                     maps.append((label_map, image))
     if images:
-        raise UserError(f'{len(images)} of the {total} images of the {name} data set are missing '
+        raise UserError(f'{len(images)} of the {total} images of the {name} dataset are missing '
                         f'or empty, the first is {images[0]}: fetch them, or take them out of '
                         'the annotations or lists that name them')
     if maps:
         label_map, image = maps[0]
-        raise UserError(f'{len(maps)} of the {labelled} label maps of the {name} data set are '
+        raise UserError(f'{len(maps)} of the {labelled} label maps of the {name} dataset are '
                         f'missing or empty, the first is {label_map} of the image {image}: fetch '
-                        'them, take their images out of the data set, or set its '
+                        'them, take their images out of the dataset, or set its '
                         'data_prefix.seg_map_path and seg_map_suffix to where they are')
 
 

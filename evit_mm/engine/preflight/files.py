@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from ...errors import UserError
-from ..configure import leaf_datasets
+from ..config import leaf_datasets
 from .categories import check_categories
 
 __all__ = ['check_files', 'is_local', 'segmentation_base']
@@ -22,7 +22,7 @@ _HOW_TO_GET_DATA = {
     'ADE20KDataset': 'get ADEChallengeData2016.zip from the MIT scene parsing benchmark '
                      '(sceneparsing.csail.mit.edu) and name the unpacked folder with --data-root',
 }
-_FALLBACK = ('name the folder that holds the data set with --data-root, or set data_root in the '
+_FALLBACK = ('name the folder that holds the dataset with --data-root, or set data_root in the '
              'config')
 _TRY = 'tools/prepare_data.py shapes generates a small set to try things with'
 
@@ -34,7 +34,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
     Args:
         dataloader: The config of one dataloader.
         ignore_unknown_categories: As in `check_categories`.
-        scope: The config's ``default_scope``, in which the types of its data sets are looked up.
+        scope: The config's ``default_scope``, in which the types of its datasets are looked up.
 
     Raises:
         UserError: If a folder or file is missing, or has nothing to read; it says how to get the
@@ -49,7 +49,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
         how = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_TRY}'
         root = Path(dataset.get('data_root') or '')
         if not root.is_dir():
-            raise UserError(f'the data set is not there: {root.absolute()} does not exist; {how}')
+            raise UserError(f'the dataset is not there: {root.absolute()} does not exist; {how}')
         segmentation = segmentation_base(kind)
         annotations = dataset.get('ann_file')
         # mmseg reads a folder as all of its images.
@@ -77,12 +77,12 @@ def is_local(backend_args: Mapping[str, Any] | None) -> bool:
 
 
 def segmentation_base(kind: type | None) -> Any:
-    """Which of MMSegmentation's data sets a type derives from, if any; mmseg is not imported."""
+    """Which of MMSegmentation's datasets a type derives from, if any; mmseg is not imported."""
     return _base(kind, 'mmseg', 'BaseSegDataset') or _base(kind, 'mmseg', 'BaseCDDataset')
 
 
 def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> None:
-    """Check that a segmentation data set finds any image where it looks.
+    """Check that a segmentation dataset finds any image where it looks.
 
     Raises:
         UserError: If its list of images is empty, or no file has the suffix of its images.
@@ -110,7 +110,7 @@ def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> No
         f'no file in {folder} ends in {suffix!r}, as the images of {kind.__name__} do'
         + (f': the {others.total()} files there end in '
            f'{", ".join(repr(other) for other, _ in others.most_common(3))}' if others else '')
-        + '; set img_suffix of the data set, or data_prefix.img_path')
+        + '; set img_suffix of the dataset, or data_prefix.img_path')
 
 
 def _visible_files(folder: str) -> Iterator[str]:
@@ -129,7 +129,7 @@ def _loads_labels(pipeline: Any) -> bool:
 
 
 def _is_remote(dataset: Mapping[str, Any]) -> bool:
-    """Whether a data set's config reads from storage other than local disks."""
+    """Whether a dataset's config reads from storage other than local disks."""
     paths = [dataset.get('data_root'), dataset.get('ann_file'),
              *(dataset.get('data_prefix') or {}).values()]
     return not is_local(dataset.get('backend_args')) or any(
@@ -137,7 +137,7 @@ def _is_remote(dataset: Mapping[str, Any]) -> bool:
 
 
 def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
-    """The class that a data set's config names; None where building it will say what is wrong."""
+    """The class that a dataset's config names; None where building it will say what is wrong."""
     kind = dataset.get('type')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(dataset.get('_scope_') or scope) as registry:
@@ -156,7 +156,7 @@ def _base(kind: type | None, package: str, name: str) -> Any:
 
 
 def _coco_classes(kind: Any, dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """The classes of a data set whose type reads categories as CocoDataset does."""
+    """The classes of a dataset whose type reads categories as CocoDataset does."""
     base = _base(kind, 'mmdet', 'CocoDataset')
     if base is None or kind.load_data_list is not base.load_data_list:
         return None

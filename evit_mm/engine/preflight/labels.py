@@ -17,12 +17,12 @@ __all__ = ['check_label_maps']
 def check_label_maps(dataset: Any, name: str, limit: int = 100, seconds: float = 10.0) -> None:
     """Check that label maps can be read, are as large as their images and hold known classes.
 
-    Data sets whose pipeline does not load label maps, or in a way of its own, are passed over.
+    Datasets whose pipeline does not load label maps, or in a way of its own, are passed over.
 
     Args:
-        dataset: The built data set.
+        dataset: The built dataset.
         name: ``'train'``, ``'val'`` or ``'test'``, for the log.
-        limit: Label maps to look into, spread over the data set.
+        limit: Label maps to look into, spread over the dataset.
         seconds: When to stop before that.
 
     Raises:
@@ -45,7 +45,7 @@ def check_label_maps(dataset: Any, name: str, limit: int = 100, seconds: float =
     for count, (leaf, load, index) in enumerate(chosen, start=1):
         load(_with_image(leaf, index))
         if time.monotonic() > end or count == len(chosen):
-            print_log(f'{count} of the {len(sources)} label maps of the {name} data set are sound'
+            print_log(f'{count} of the {len(sources)} label maps of the {name} dataset are sound'
                       + ('' if count == len(sources) else '; the others are checked when they are '
                          'loaded'), logger='current')
             return
@@ -66,5 +66,5 @@ def _with_image(leaf: Any, index: int) -> dict[str, Any]:
             except Exception as error:  # each decoder has errors of its own
                 raise UserError(f'the image {info["img_path"]} can\'t be read '
                                 f'({type(error).__name__}): fetch it again, or take it out of the '
-                                'data set') from error
+                                'dataset') from error
     return info

@@ -12,7 +12,7 @@ from PIL import Image
 from evit_mm.analysis import channels
 from evit_mm.analysis.channels import losses
 from evit_mm.analysis.channels.report import share_table, shares
-from evit_mm.analysis.subjects import build_subject
+from evit_mm.benchmark.model_factory import build_subject
 from evit_mm.cli import run_tool
 from evit_mm.cli.analyze import analyze, analyze_parser
 from evit_mm.data import generate_ade, generate_coco

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from evit_mm.analysis.channels.export import suggest_arch, write_arch
 from evit_mm.analysis.channels.gates import find_sites, macs_per_channel, total_macs
 from evit_mm.analysis.channels.pruning import Ranking, prune, replay
-from evit_mm.analysis.subjects import build_subject
+from evit_mm.benchmark.model_factory import build_subject
 from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
 

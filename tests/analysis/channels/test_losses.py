@@ -12,9 +12,9 @@ from mmengine.config import Config
 from PIL import Image
 
 from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss
-from evit_mm.analysis.subjects import build_subject
+from evit_mm.benchmark.model_factory import build_subject
 from evit_mm.data import generate_coco
-from evit_mm.engine.configure import set_data_root
+from evit_mm.engine.config import set_data_root
 from evit_mm.errors import ConfigError, UserError
 
 
@@ -107,7 +107,7 @@ def test_training_data_that_can_not_serve_is_told(config, detector, tmp_path):
     with pytest.raises(ConfigError, match='no train_dataloader'):
         TrainingLoss(lacking, detector, **settings)
     detector.bbox_head.num_classes = 7
-    with pytest.raises(ConfigError, match='predicts 7 classes, but the train data set has 4'):
+    with pytest.raises(ConfigError, match='predicts 7 classes, but the train dataset has 4'):
         TrainingLoss(config, detector, **settings)
     absent = config.copy()
     absent.train_dataloader.dataset.data_root = str(tmp_path / 'absent')

@@ -1,4 +1,4 @@
-"""Data sets to break, and configs over them."""
+"""Datasets to break, and configs over them."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 from mmengine.config import Config
 
-from evit_mm.engine import configure
+from evit_mm.engine import config as configure
 
 SEGMENTOR = """
 _base_ = ['mmseg::_base_/models/upernet_r50.py', 'mmseg::_base_/datasets/ade20k.py',
@@ -33,7 +33,7 @@ default_hooks = dict(checkpoint=dict(interval=4))
 
 @pytest.fixture
 def copy(shapes, tmp_path, config):
-    """A copy of the data set to break, with the config pointing to it."""
+    """A copy of the dataset to break, with the config pointing to it."""
     root = tmp_path / 'copy'
     shutil.copytree(shapes, root)
     configure.set_data_root(config, root)

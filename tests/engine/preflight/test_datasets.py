@@ -1,4 +1,4 @@
-"""What a data set lists is there, and the model has as many classes."""
+"""What a dataset lists is there, and the model has as many classes."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_a_good_data_set_passes(config, copy):
 
 
 def test_heads_that_do_not_count_the_classes(config, copy):
-    """The stem of a panoptic or cascade detector is none of the data set's business."""
+    """The stem of a panoptic or cascade detector is none of the dataset's business."""
     init_default_scope('mmdet')
     dataset = DATASETS.build(config.train_dataloader.dataset)
     model = MODELS.build(config.model)
@@ -36,7 +36,7 @@ def test_missing_images(config, copy):
     third.unlink()
     fourth.write_bytes(b'')
     init_default_scope('mmdet')
-    with pytest.raises(UserError, match='2 of the 8 images of the train data set are missing or '
+    with pytest.raises(UserError, match='2 of the 8 images of the train dataset are missing or '
                                         'empty.*000000000003'):
         preflight.built_dataset(lambda: DATASETS.build(config.train_dataloader.dataset), 'train')
 
@@ -44,14 +44,14 @@ def test_missing_images(config, copy):
 def test_no_usable_images(config, rewrite):
     rewrite(lambda content: content.update(annotations=[]))
     init_default_scope('mmdet')
-    with pytest.raises(UserError, match='the train data set has no images that can be used'):
+    with pytest.raises(UserError, match='the train dataset has no images that can be used'):
         preflight.built_dataset(lambda: DATASETS.build(config.train_dataloader.dataset), 'train')
 
 
 def test_annotations_that_break_the_reader(config, rewrite):
     rewrite(lambda content: content['annotations'][0].pop('image_id'))
     init_default_scope('mmdet')
-    with pytest.raises(UserError, match="the train data set can.t be read: KeyError: 'image_id'"):
+    with pytest.raises(UserError, match="the train dataset can.t be read: KeyError: 'image_id'"):
         preflight.built_dataset(lambda: DATASETS.build(config.train_dataloader.dataset), 'train')
 
 
@@ -79,7 +79,7 @@ def test_missing_label_maps(segmentor, ade):
     with pytest.raises(UserError) as caught:
         built(segmentor)
     assert str(caught.value).startswith(
-        f'2 of the 8 label maps of the train data set are missing or empty, the first is {third} '
+        f'2 of the 8 label maps of the train dataset are missing or empty, the first is {third} '
         f'of the image {ade}/images/training/{third.stem}.jpg: ')
     # A subset without them, and a test set whose labels nobody asks for.
     dataset.indices = 2

@@ -6,7 +6,8 @@ import pytest
 from mmengine.config import Config
 from mmseg.datasets import ADE20KDataset
 
-from evit_mm.engine import configure, preflight
+from evit_mm.engine import config as configure
+from evit_mm.engine import preflight
 from evit_mm.errors import ConfigError, UserError
 
 
@@ -26,7 +27,7 @@ def test_missing_data_says_how_to_get_it(config, copy):
     (copy / 'annotations' / 'instances_train2017.json').unlink()
     fails(config, 'instances_train2017.json does not exist')
     shutil.rmtree(copy)
-    fails(config, 'the data set is not there', str(copy))
+    fails(config, 'the dataset is not there', str(copy))
 
 
 def test_unknown_missing_and_reordered_categories(config, rewrite):
@@ -107,7 +108,7 @@ def test_segmentation_data(segmentor, ade):
     labels.rmdir()
     misses(segmentor, labels, 'does not exist')
     shutil.rmtree(ade)
-    misses(segmentor, 'the data set is not there', ade, 'sceneparsing.csail.mit.edu')
+    misses(segmentor, 'the dataset is not there', ade, 'sceneparsing.csail.mit.edu')
 
 
 @pytest.mark.parametrize('kind', ['ADE20KDataset', 'mmseg.ADE20KDataset', ADE20KDataset])
@@ -157,7 +158,7 @@ def test_wrapped_and_remote_segmentation_data(segmentor, ade):
         type='ConcatDataset', datasets=[inner]))
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')
     shutil.rmtree(ade)
-    misses(segmentor, 'the data set is not there')
+    misses(segmentor, 'the dataset is not there')
     wrapped = segmentor.train_dataloader.dataset.dataset.datasets[0]
     wrapped.update(data_root=None, data_prefix=dict(img_path='s3://a', seg_map_path='s3://b'))
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')

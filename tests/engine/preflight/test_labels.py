@@ -12,7 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from evit_mm.cli import run_tool, test_parser, train_parser
-from evit_mm.engine import configure, preflight, run, test, train
+from evit_mm.engine import config as configure
+from evit_mm.engine import preflight, run, test, train
 from evit_mm.errors import ConfigError, UserError
 from evit_mm.segmentation import check_while_loading
 
@@ -65,7 +66,7 @@ def third(ade):
 
 @pytest.fixture
 def built(segmentor):
-    """The data set of the copy, as a run builds it."""
+    """The dataset of the copy, as a run builds it."""
     def build():
         init_default_scope('mmseg')
         check_while_loading(segmentor)
@@ -96,7 +97,7 @@ def test_sample_is_limited(built, said):
     preflight.check_label_maps(dataset, 'train')
     preflight.check_label_maps(dataset, 'train', limit=3)
     preflight.check_label_maps(dataset, 'train', seconds=0.0)
-    assert said[0] == '8 of the 8 label maps of the train data set are sound'
+    assert said[0] == '8 of the 8 label maps of the train dataset are sound'
     assert said[1].startswith('3 of the 8 ') and said[2].startswith('1 of the 8 ')
     assert said[2].endswith('; the others are checked when they are loaded')
 
@@ -107,7 +108,7 @@ def test_sample_is_spread_over_wrapped_data_sets(segmentor, built, said):
     segmentor.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
         type='ConcatDataset', datasets=[inner, other]))
     preflight.check_label_maps(built(), 'train')
-    assert said == ['12 of the 12 label maps of the train data set are sound']
+    assert said == ['12 of the 12 label maps of the train dataset are sound']
 
 
 def test_other_loaders_are_passed_over(segmentor, third, said):
@@ -122,7 +123,7 @@ def test_other_loaders_are_passed_over(segmentor, third, said):
 
 
 def test_detection_does_without_mmseg(config, copy, monkeypatch):
-    """Its data sets know label maps too, of another kind."""
+    """Its datasets know label maps too, of another kind."""
     init_default_scope('mmdet')
     dataset = DATASETS.build(config.train_dataloader.dataset)
     monkeypatch.setitem(sys.modules, 'evit_mm.segmentation', None)
@@ -163,7 +164,7 @@ def test_found_by_a_worker_process(built, third, damage, fragment):
     dataset = built()
     damage(third)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=pseudo_collate)
-    with pytest.raises(UserError) as caught, run.explained():
+    with pytest.raises(UserError) as caught, run.translate_errors():
         list(loader)
     assert str(caught.value).startswith(f'the label map {third} ')
     assert fragment in str(caught.value) and '\n' not in str(caught.value)
@@ -180,10 +181,10 @@ def test_found_while_training(unsampled, mistake, segmentor_file, ade, third):
 def test_processes_that_lose_another_one(monkeypatch):
     """The one that found a mistake has told it; the others have nothing to add."""
     lost = RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:9444')
-    with pytest.raises(ConfigError, match='closed by peer'), run.explained():
+    with pytest.raises(ConfigError, match='closed by peer'), run.translate_errors():
         raise lost
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    with pytest.raises(UserError, match='^another process of this run has ended'), run.explained():
+    with pytest.raises(UserError, match='^another process of this run has ended'), run.translate_errors():
         raise lost
 
 
@@ -194,7 +195,7 @@ def test_processes_that_lose_another_one(monkeypatch):
      'KeyError: EfficientVit is not in the model registry'),
     (TypeError(), 'TypeError:'), (ValueError('two\n  lines'), 'ValueError: two lines')], ids=repr)
 def test_what_a_config_raises_is_told_whole(raised, text):
-    with pytest.raises(ConfigError) as caught, run.explained():
+    with pytest.raises(ConfigError) as caught, run.translate_errors():
         raise raised
     assert f"can't be used as it is: {text} " in str(caught.value)
 
@@ -222,7 +223,7 @@ def test_found_before_testing(mistake, segmentor_file, ade, weights):
     in_16_bits(second)
     assert 'no class: 300;' in say()
     removed(second)
-    assert f'1 of the 4 label maps of the test data set are missing or empty, the first is ' \
+    assert f'1 of the 4 label maps of the test dataset are missing or empty, the first is ' \
            f'{second}' in say()
 
 

@@ -1,0 +1,248 @@
+"""Images for detection and instance segmentation: coloured shapes on cluttered backgrounds."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .canvas import (
+    BoolArray,
+    ByteArray,
+    FloatArray,
+    blend,
+    clouds,
+    colour,
+    coverage_of,
+    finish,
+    image_rng,
+    ramp,
+    vary_size,
+)
+
+__all__ = ['SHAPE_CLASSES', 'Instance', 'draw_shapes']
+
+SHAPE_CLASSES: Final = ('circle', 'square', 'triangle', 'star')
+"""Names of the detection classes; the category ids in the files are 1 to 4, in this order."""
+
+# Most shapes of a class are of about one hue, the others of any: a detector trained for minutes
+# gets along by colour, and a better one still has to learn the outlines.
+_HUES: Final = (0.0, 0.28, 0.55, 0.8)
+_OWN_HUE_SHARE: Final = 0.75
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated thing of a drawn image.
+
+    Attributes:
+        category_id: 1-based index into `SHAPE_CLASSES`.
+        mask: Visible pixels, shape (H, W).
+        crowd: Whether the mask is a region full of shapes of the class, not one shape.
+    """
+
+    category_id: int
+    mask: BoolArray
+    crowd: bool = False
+
+
+def draw_shapes(
+    image_size: tuple[int, int], seed: int, split: str, index: int
+) -> tuple[ByteArray, list[Instance]]:
+    """Draw one image of the detection dataset.
+
+    Every eighth image has a crowd region and another eighth has tiny shapes, so that even the
+    smallest dataset holds both.
+
+    Args:
+        image_size: (height, width) in px around which the size varies.
+        seed: The dataset's seed.
+        split: 'train' or 'val'.
+        index: Index of the image in its split, from 0.
+
+    Returns:
+        BGR image of shape (H, W, 3), and its instances with visible masks of shape (H, W).
+    """
+    rng = image_rng(0, seed, split, index)
+    height, width = vary_size(rng, image_size)
+    canvas = _add_strokes(rng, _background(rng, height, width))
+    crowd = _add_crowd(rng, canvas) if index % 8 == 2 else None
+    taken = crowd.mask if crowd else np.zeros((height, width), dtype=bool)
+    shapes = _add_shapes(rng, canvas, taken, int(rng.integers(1, 3 if crowd else 6)))
+    if index % 8 == 1:
+        shapes += _add_tiny(rng, canvas, shapes)
+    return finish(rng, canvas), shapes + ([crowd] if crowd else [])
+
+
+# --- the ground -------------------------------------------------------------------------------
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> FloatArray:
+    """Dull, uneven ground for the shapes: gradient, clouds and often a pattern; (H, W, 3)."""
+    ends = [colour(rng.random(), rng.uniform(0, 0.35), rng.uniform(0.25, 0.85))
+            for _ in range(2)]
+    share = ramp(height, width, rng.uniform(0, 2 * np.pi))[..., None]
+    canvas = ends[0] * (1 - share) + ends[1] * share
+    for cells, strength in ((4, 14), (11, 9), (29, 6)):
+        canvas += strength * clouds(rng, height, width, cells)[..., None]
+    pattern = rng.choice(['none', 'stripes', 'checks'])
+    if pattern != 'none':
+        waves = rng.uniform(6, 18)
+        angle = rng.uniform(0, np.pi)
+        wave = np.sin(ramp(height, width, angle) * 2 * np.pi * waves)
+        if pattern == 'checks':
+            wave = np.sign(wave * np.sin(ramp(height, width, angle + np.pi / 2)
+                                         * 2 * np.pi * waves))
+        canvas += rng.uniform(5, 14) * wave[..., None]
+    return canvas.astype(np.float32)
+
+
+def _add_strokes(rng: np.random.Generator, canvas: FloatArray) -> FloatArray:
+    """Bent lines of any colour: edges that belong to no object."""
+    height, width = canvas.shape[:2]
+    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(1, 6)):
+        corners = rng.uniform(0, 1, size=(rng.integers(2, 5), 2)) * (width, height)
+        line = colour(rng.random(), rng.uniform(0, 0.9), rng.uniform(0.2, 1))
+        thickness = max(1, round(min(height, width) * rng.uniform(0.005, 0.02)))
+        cv2.polylines(pixels, [corners.astype(np.int32)], False, line.tolist(), thickness,
+                      cv2.LINE_AA)
+    return pixels.astype(np.float32)
+
+
+# --- where shapes go --------------------------------------------------------------------------
+
+
+def _add_crowd(rng: np.random.Generator, canvas: FloatArray) -> Instance:
+    """Paint a cluster of small shapes of one class; the instance covers them and the gaps."""
+    height, width = canvas.shape[:2]
+    category_id = _random_category(rng)
+    radius = rng.uniform(0.15, 0.22) * min(height, width)
+    member = radius * rng.uniform(0.35, 0.45)
+    reach = radius + member
+    centre = rng.uniform((reach, reach), (width - reach, height - reach))
+    union = np.zeros((height, width), dtype=bool)
+    # Placed on the turns of a sunflower: dense, hardly overlapping, and no rejection needed.
+    count = int(rng.integers(9, 16))
+    turn = rng.uniform(0, 2 * np.pi)
+    for number in range(count):
+        distance = radius * np.sqrt((number + 0.5) / count)
+        angle = turn + number * np.pi * (3 - np.sqrt(5))
+        place = centre + distance * np.array([np.cos(angle), np.sin(angle)])
+        polygon = _outline(rng, category_id, member * rng.uniform(0.8, 1.2), place)
+        coverage = coverage_of(polygon, height, width)
+        _paint_shape(rng, canvas, coverage, category_id)
+        union |= coverage > 0
+    bridge = 2 * round(member * 0.5) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (bridge, bridge))
+    # Padded, since closing next to the frame would otherwise reach beyond it.
+    closed = cv2.morphologyEx(np.pad(union.astype(np.uint8), bridge), cv2.MORPH_CLOSE, kernel)
+    return Instance(category_id, closed[bridge:-bridge, bridge:-bridge] > 0, crowd=True)
+
+
+def _add_shapes(
+    rng: np.random.Generator, canvas: FloatArray, taken: BoolArray, count: int
+) -> list[Instance]:
+    """Paint up to `count` shapes, at least one, later ones over earlier ones.
+
+    A place is refused where it touches `taken` or would hide most of an earlier shape: a sliver
+    that is seen but not annotated would teach a wrong background.
+    """
+    height, width = taken.shape
+    side = min(height, width)
+    placed: list[tuple[int, BoolArray, int]] = []  # category, visible mask, its area at first
+    largest = 0.5
+    while len(placed) < count:
+        category_id = _random_category(rng)
+        allowed = 0.5 if rng.random() < 0.5 else 0.0  # share of an earlier shape to cover
+        for _ in range(30):
+            size = side * rng.uniform(min(0.2, largest / 2), largest)
+            margin = size * (0.35 if rng.random() < 0.2 else 0.55)
+            centre = rng.uniform((margin, margin), (width - margin, height - margin))
+            polygon = _outline(rng, category_id, size, centre)
+            coverage = coverage_of(polygon, height, width)
+            mask = coverage >= 0.5
+            if (not (mask & taken).any()
+                    and mask.sum() > 0.6 * cv2.contourArea(polygon)
+                    and all((mask & seen).sum() <= allowed * seen.sum()
+                            and (seen & ~mask).sum() > 0.45 * area
+                            for _, seen, area in placed)):
+                _paint_shape(rng, canvas, coverage, category_id)
+                placed = [(other, seen & ~mask, area) for other, seen, area in placed]
+                placed.append((category_id, mask, int(mask.sum())))
+                break
+        else:
+            if placed:
+                break  # full enough
+            largest *= 0.8
+    return [Instance(category_id, seen) for category_id, seen, _ in placed]
+
+
+def _add_tiny(
+    rng: np.random.Generator, canvas: FloatArray, shapes: list[Instance]
+) -> list[Instance]:
+    """Paint one shape of under 8 px and one or two small ones where nothing else is."""
+    height, width = canvas.shape[:2]
+    taken = np.any([shape.mask for shape in shapes], axis=0)
+    added: list[Instance] = []
+    sizes = [rng.uniform(4.5, 6.4), *rng.uniform(9, 24, size=rng.integers(1, 3))]
+    for size in sizes:
+        for _ in range(50):
+            category_id = _random_category(rng)
+            centre = rng.uniform((size, size), (width - size, height - size))
+            coverage = coverage_of(_outline(rng, category_id, size, centre), height, width)
+            mask = coverage >= 0.5
+            if mask.any() and not (mask & taken).any():
+                _paint_shape(rng, canvas, coverage, category_id)
+                taken |= mask
+                added.append(Instance(category_id, mask))
+                break
+    return added
+
+
+# --- one shape --------------------------------------------------------------------------------
+
+
+def _random_category(rng: np.random.Generator) -> int:
+    return int(rng.integers(1, len(SHAPE_CLASSES) + 1))
+
+
+def _outline(
+    rng: np.random.Generator, category_id: int, size: float, centre: npt.NDArray[np.float64]
+) -> FloatArray:
+    """Corners of one shape, randomly turned, about `size` px large; shape (N, 2)."""
+    name = SHAPE_CLASSES[category_id - 1]
+    corners = {'circle': 72, 'square': 4, 'triangle': 3, 'star': 10}[name]
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    radii = np.full(corners, 0.5 if name == 'circle' else 0.58)
+    if name == 'star':
+        radii[1::2] *= rng.uniform(0.4, 0.5)
+    elif name == 'triangle':
+        angles = angles + rng.uniform(-0.12, 0.12, size=3)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+    turn = rng.uniform(0, 2 * np.pi)
+    cosine, sine = np.cos(turn), np.sin(turn)
+    rotation = np.array([[cosine, sine], [-sine, cosine]], dtype=np.float32)
+    return (points.astype(np.float32) @ rotation * size + centre).astype(np.float32)
+
+
+def _paint_shape(
+    rng: np.random.Generator, canvas: FloatArray, coverage: FloatArray, category_id: int
+) -> None:
+    """Blend one shape of a vivid colour, set off from what lies under it, into the canvas."""
+    height, width = coverage.shape
+    inside = coverage >= 0.5
+    under = canvas[inside].mean(axis=0)
+    own_hue = rng.random() < _OWN_HUE_SHARE
+    for _ in range(12):
+        hue = rng.normal(_HUES[category_id - 1], 0.05) if own_hue else rng.random()
+        vivid = colour(hue, rng.uniform(0.55, 1), rng.uniform(0.45, 1))
+        if np.linalg.norm(vivid - under) > 110:
+            break
+    shade = 1 + rng.uniform(0, 0.25) * (ramp(height, width, rng.uniform(0, 2 * np.pi)) - 0.5)
+    shade = shade + rng.uniform(0, 0.07) * clouds(rng, height, width, 23)
+    if rng.random() < 0.4:
+        depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
+        shade = np.where(depth < max(1.0, 0.08 * float(depth.max())), 0.55, 1) * shade
+    blend(canvas, coverage, vivid * shade[..., None])

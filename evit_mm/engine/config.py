@@ -1,0 +1,238 @@
+"""Read a config and apply what the command line says to it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from ..errors import ConfigError, UserError
+from ..models import EfficientViT
+
+__all__ = ['add_test_time_augmentation', 'draw_predictions', 'set_from_scratch', 'leaf_datasets',
+           'load_config', 'set_data_root', 'use_amp', 'without_pretrained_weights']
+
+Edit = Callable[[Any], Any]
+_PARTS = ('dataloader', 'evaluator')
+
+
+def load_config(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and merge the options of the command line.
+
+    Args:
+        path: The config file.
+        options: Values by dotted key, as `--cfg-options` gives them.
+
+    Raises:
+        UserError: If there is no such file, or it can't be read or merged.
+    """
+    try:
+        path = Path(path).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        found = False
+    if not found:
+        raise UserError(f'no such config: {path}')
+    try:
+        config = Config.fromfile(path)
+    except UserError:
+        raise
+    except Exception as error:  # a config is Python: anything can go wrong in it
+        raise ConfigError(f'{path} can\'t be read as a config: {_one_line(error)}') from error
+    for key in options or {}:
+        if not _has_parent(config, key):
+            print_log(f'--cfg-options {key}: the config has nothing at that place, so this adds '
+                      'something new; is it spelt right?', logger='current', level=logging.WARNING)
+    try:
+        config.merge_from_dict(dict(options or {}))
+    except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options does not fit {path}: {_one_line(error)}') from error
+    return config
+
+
+def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
+    """Point every dataset and evaluator of a config to a folder of the same layout.
+
+    Args:
+        config: Changed in place.
+        root: The folder that stands for what the config calls ``data_root``.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    folder = Path(root).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f'--data-root {root}: no such folder')
+    new = str(folder) + '/'
+    keys = [f'{split}_{part}' for split in ('train', 'val', 'test') for part in _PARTS]
+    old_roots = {str(dataset['data_root']) for key in keys if config.get(key)
+                 for dataset in leaf_datasets(config[key]) if dataset.get('data_root')}
+    old_roots.add(str(config.get('data_root') or ''))
+    # The longest first: one root may lie inside another.
+    prefixes = sorted((root.rstrip('/') + '/' for root in old_roots if root), key=len, reverse=True)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str):
+            for prefix in prefixes:
+                if value.startswith(prefix):
+                    return new + value[len(prefix):]
+        return value
+
+    for key in keys:
+        if config.get(key):
+            config[key] = _edited(config[key], moved)
+            for dataset in leaf_datasets(config[key]):
+                dataset['data_root'] = new
+    if config.get('data_root'):
+        config.data_root = new
+
+
+def leaf_datasets(part: Any) -> Iterator[Any]:
+    """The datasets of a dataloader's config that read files, inside whatever wraps them."""
+    if isinstance(part, Mapping):
+        inner = [part[key] for key in ('dataset', 'datasets') if key in part]
+        if not inner and ('data_root' in part or 'ann_file' in part or 'data_prefix' in part) \
+                and 'pipeline' in part:
+            yield part
+        for value in inner:
+            yield from leaf_datasets(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from leaf_datasets(value)
+
+
+def set_from_scratch(config: Config) -> None:
+    """Start from random weights: nothing is downloaded, and BN learns its statistics.
+
+    Raises:
+        ConfigError: If the model has no EfficientViT.
+    """
+    backbones = list(_backbones(config.model))
+    if not backbones:
+        raise ConfigError('--from-scratch finds no backbone of type EfficientViT in the config')
+    config.load_from = None
+    for backbone in backbones:
+        backbone['init_cfg'] = None
+        backbone['norm_eval'] = False
+        backbone['frozen_stages'] = -1
+
+
+def without_pretrained_weights(config: Config) -> None:
+    """Do not fetch the backbone's weights where a checkpoint of the whole model follows."""
+    for backbone in _backbones(config.model):
+        backbone['init_cfg'] = None
+
+
+def use_amp(config: Config) -> None:
+    """Train with automatic mixed precision.
+
+    Raises:
+        UserError: If there is no GPU; mmengine's AMP needs one.
+    """
+    if not torch.cuda.is_available():
+        raise UserError('--amp needs a CUDA GPU, and torch finds none: leave --amp out')
+    config.optim_wrapper['type'] = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def draw_predictions(config: Config, folder: str | os.PathLike[str]) -> None:
+    """Write pictures of what is predicted beside what is true while testing.
+
+    Raises:
+        ConfigError: If the config has no visualization hook.
+    """
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ConfigError('--show-dir needs default_hooks.visualization in the config, which it '
+                          'lacks')
+    hook['draw'] = True
+    hook['interval'] = 1
+    folder = str(Path(folder).expanduser().resolve())
+    if 'DetVisualizationHook' in str(hook['type']):
+        hook['test_out_dir'] = folder
+    else:
+        config.visualizer['save_dir'] = folder
+
+
+def add_test_time_augmentation(config: Config) -> None:
+    """Test on scaled and flipped copies of each image, merged by the config's ``tta_model``.
+
+    A detection config without one gets MMDetection's default: a horizontal flip. Segmentation
+    tests one image at a time: copies of images of several sizes make no batch.
+
+    Raises:
+        ConfigError: If a segmentation config has no ``tta_model`` and ``tta_pipeline``.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in config]
+    if missing and config.get('default_scope') != 'mmdet':
+        raise ConfigError(f'--tta needs {" and ".join(missing)} in the config')
+    config.setdefault('tta_model', dict(
+        type='DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    for dataset in leaf_datasets(config.test_dataloader):
+        dataset['pipeline'] = config.get('tta_pipeline') or _flip_pipeline(dataset['pipeline'])
+    if config.tta_model['type'] == 'DetTTAModel':
+        _evaluate_boxes_only(config)
+    else:
+        config.test_dataloader['batch_size'] = 1
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def _flip_pipeline(pipeline: list) -> list:
+    *steps, pack = deepcopy(pipeline)
+    pack['meta_keys'] = (*pack.get('meta_keys', ('img_id', 'img_path', 'ori_shape', 'img_shape',
+                                                 'scale_factor')), 'flip', 'flip_direction')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def _evaluate_boxes_only(config: Config) -> None:
+    evaluators = config.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        metric = evaluator.get('metric')
+        if isinstance(metric, list | tuple) and 'segm' in metric:
+            evaluator['metric'] = [name for name in metric if name != 'segm']
+            print_log('--tta merges boxes only, so masks are not evaluated', logger='current',
+                      level=logging.WARNING)
+
+
+def _backbones(model: Any) -> Iterator[Any]:
+    if isinstance(model, Mapping):
+        if model.get('type') in ('EfficientViT', EfficientViT):
+            yield model
+        for value in model.values():
+            yield from _backbones(value)
+    elif isinstance(model, list | tuple):
+        for value in model:
+            yield from _backbones(value)
+
+
+def _edited(part: Any, edit: Edit) -> Any:
+    """A copy of a part of a config, with ``edit`` applied to every leaf."""
+    if isinstance(part, Mapping):
+        return ConfigDict({key: _edited(value, edit) for key, value in part.items()})
+    if isinstance(part, list | tuple):
+        return type(part)(_edited(value, edit) for value in part)
+    return edit(part)
+
+
+def _has_parent(config: Any, key: str) -> bool:
+    *parents, _ = key.split('.')
+    for name in parents:
+        if isinstance(config, list | tuple) and name.isdigit() and int(name) < len(config):
+            config = config[int(name)]
+        elif isinstance(config, Mapping | Config) and name in config:
+            config = config[name]
+        else:
+            return False
+    return True
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return f'{type(error).__name__}: ' + ' '.join(text.split())

@@ -1,0 +1,1 @@
+"""Autograd functions that models train with; they know no model."""

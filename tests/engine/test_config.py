@@ -1,0 +1,88 @@
+"""What the command line does to a config."""
+
+import pytest
+from mmengine.config import Config
+
+from evit_mm.engine import config as configure
+from evit_mm.errors import ConfigError, UserError
+
+
+def test_data_root_reaches_every_data_set_and_evaluator(config, tmp_path):
+    config.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(
+            type='ConcatDataset', datasets=[config.train_dataloader.dataset] * 2))
+    config.val_evaluator = [config.val_evaluator]
+    configure.set_data_root(config, tmp_path)
+    root = f'{tmp_path.resolve()}/'
+    parts = config.train_dataloader.dataset.dataset.datasets
+    parts = [*parts, config.val_dataloader.dataset, config.test_dataloader.dataset]
+    assert [part.data_root for part in parts] == [root] * 4
+    assert config.val_evaluator[0].ann_file == root + 'annotations/instances_val2017.json'
+    assert config.test_evaluator.ann_file == root + 'annotations/instances_val2017.json'
+    assert parts[0].ann_file == 'annotations/instances_train2017.json'
+    assert 'data/shapes' not in str({key: config[key] for key in config if key != 'data_root'
+                                     and ('dataloader' in key or 'evaluator' in key)})
+
+
+def test_data_root_of_segmentation_layouts(tmp_path):
+    config = Config(dict(
+        train_dataloader=dict(dataset=dict(
+            type='ADE20KDataset', data_root='data/ade', pipeline=[],
+            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'))),
+        val_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU'])))
+    configure.set_data_root(config, tmp_path)
+    assert config.train_dataloader.dataset.data_root == f'{tmp_path.resolve()}/'
+    assert config.train_dataloader.dataset.data_prefix.img_path == 'images/training'
+
+
+def test_missing_data_root(config):
+    with pytest.raises(UserError, match='--data-root nowhere: no such folder'):
+        configure.set_data_root(config, 'nowhere')
+
+
+def test_from_scratch_reaches_the_backbone(repository):
+    config = Config.fromfile(repository / 'configs' / 'retinanet_evit_m4_coco.py')
+    assert config.model.backbone.norm_eval and config.model.backbone.init_cfg
+    configure.set_from_scratch(config)
+    assert config.model.backbone.init_cfg is None
+    assert config.model.backbone.norm_eval is False
+
+
+def test_options_merge_and_malformed_ones_are_told(config_file, tmp_path):
+    config = configure.load_config(config_file, {'train_dataloader.batch_size': 3,
+                                                 'train_dataloader.dataset.pipeline.2.scale': 64})
+    assert config.train_dataloader.batch_size == 3
+    assert config.train_dataloader.dataset.pipeline[2].scale == 64
+    with pytest.raises(ConfigError, match='--cfg-options does not fit'):
+        configure.load_config(config_file, {'train_dataloader.dataset.pipeline.20.scale': 64})
+    with pytest.raises(UserError, match='no such config'):
+        configure.load_config(tmp_path / 'none.py')
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    with pytest.raises(ConfigError, match='broken.py can.t be read as a config'):
+        configure.load_config(tmp_path / 'broken.py')
+
+
+def test_misspelt_option_is_pointed_out(config_file, monkeypatch):
+    said = []
+    monkeypatch.setattr(configure, 'print_log', lambda text, **_: said.append(text))
+    configure.load_config(config_file, {'modle.backbone.arch': 'm1', 'train_cfg.max_epochs': 1,
+                                        'randomness': dict(seed=1)})
+    assert len(said) == 1 and 'modle.backbone.arch' in said[0]
+
+
+def test_flips_for_a_config_without_tta(config):
+    for key in ('tta_model', 'tta_pipeline'):
+        config.pop(key)
+    configure.add_test_time_augmentation(config)
+    assert config.model.type == 'DetTTAModel' and config.model.module.type == 'RetinaNet'
+    flips, pack = config.test_dataloader.dataset.pipeline[-1].transforms
+    assert [step.prob for step in flips] == [1.0, 0.0]
+    assert 'flip_direction' in pack[0].meta_keys
+
+
+def test_tta_of_masks_says_that_it_merges_boxes(repository, monkeypatch):
+    said = []
+    monkeypatch.setattr(configure, 'print_log', lambda text, **_: said.append(text))
+    config = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py')
+    configure.add_test_time_augmentation(config)
+    assert config.test_evaluator.metric == ['bbox'] and 'boxes only' in said[0]
