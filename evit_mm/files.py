@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+__all__ = ['read_json', 'write_atomically', 'write_json']
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[IO[Any]]:
+    """Open a file for writing that replaces ``path`` when the block ends without an error.
+
+    Until then the bytes go to ``<path>.tmp`` next to it, so that neither an interruption nor a full
+    disk leaves a half-written file, or loses what ``path`` held before.
+
+    Args:
+        path: The file to write; its folder must exist.
+        mode: ``'w'`` for UTF-8 text, ``'wb'`` for bytes.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'{path.name}.tmp')
+    try:
+        with unfinished.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if the file is missing or holds something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:
+    """Write a value as JSON, whole or not at all.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    with write_atomically(path) as file:
+        file.write(json.dumps(content, indent=indent) + '\n')
