@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.attention import CascadedGroupAttention
+from ..models.attention import CascadedGroupAttention, partition_windows, reverse_windows
 from ..models.efficientvit import Block, Downsample
 from ..models.layers import ConvNorm, DepthwiseConvNorm
 
@@ -112,22 +112,18 @@ class FoldedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
-        batch, channels, height, width = x.shape
-        size = self.window_size
-        rows, columns = (height + size - 1) // size, (width + size - 1) // size
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, columns * size - width, 0, rows * size - height))
-        tokens = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3)
-        tokens = tokens.reshape(batch * rows * columns, size * size, channels)
+        height, width = x.shape[2:]
+        windows = partition_windows(x, self.window_size)
+        tokens = windows.flatten(2).transpose(1, 2)
         outputs: list[Tensor] = []
         for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
             if outputs:
                 features = features + outputs[-1]
             outputs.append(self._attend(head, features))
-        x = torch.cat(outputs, dim=2).view(batch, rows, columns, size, size, channels)
-        x = x.transpose(2, 3).reshape(batch, rows * size, columns * size, channels)
+        x = torch.cat(outputs, dim=2).transpose(1, 2).unflatten(
+            2, (self.window_size, self.window_size))
         # Cropped before the projection, which then has no padding to work on.
-        x = x[:, :height, :width].permute(0, 3, 1, 2)
-        return self.proj(F.relu(x))
+        return self.proj(F.relu(reverse_windows(x, height, width)))
 
     def _attend(self, head: int, features: Tensor) -> Tensor:
         """Map a head's tokens (windows, N, value_dim) to the same shape."""

@@ -29,6 +29,9 @@ def relative_position_index(window_size: int) -> Tensor:
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
     """Cut a map into windows, zero-padded on the right and bottom to a multiple of the window.
 
+    This and `reverse_windows` are written with operations whose output sizes torch.export can
+    bound, so that the sizes of an exported model may vary.
+
     The padding is not masked in the attention: the published weights were trained that way.
 
     Args:
@@ -38,11 +41,11 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
     Returns:
         Tensor: (B * ceil(H / S) * ceil(W / S), C, S, S).
     """
-    batch, channels, height, width = x.shape
-    rows, columns = _num_windows(height, window_size), _num_windows(width, window_size)
-    x = F.pad(x, (0, columns * window_size - width, 0, rows * window_size - height))
-    x = x.reshape(batch, channels, rows, window_size, columns, window_size)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, window_size, window_size)
+    channels = x.shape[1]
+    # Unfolding drops what does not fill a window; one row and column less than a window keep all.
+    x = F.pad(x, (0, window_size - 1, 0, window_size - 1))
+    x = F.unfold(x, window_size, stride=window_size)  # (B, C * S * S, windows)
+    return x.transpose(1, 2).flatten(0, 1).unflatten(1, (channels, window_size, window_size))
 
 
 def reverse_windows(windows: Tensor, height: int, width: int) -> Tensor:
@@ -56,15 +59,11 @@ def reverse_windows(windows: Tensor, height: int, width: int) -> Tensor:
     Returns:
         Tensor: (B, C, height, width).
     """
-    _, channels, size, _ = windows.shape
-    rows, columns = _num_windows(height, size), _num_windows(width, size)
-    x = windows.reshape(-1, rows, columns, channels, size, size).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(-1, channels, rows * size, columns * size)[:, :, :height, :width]
-
-
-def _num_windows(length: int, window_size: int) -> int:
-    # Positive operands alone: exporters round the quotients of negative ones differently.
-    return (length + window_size - 1) // window_size
+    size = windows.shape[-1]
+    rows, columns = (height - 1) // size + 1, (width - 1) // size + 1
+    x = windows.flatten(1).unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 2)
+    x = F.pixel_shuffle(x, size)
+    return F.pad(x, (0, width - columns * size, 0, height - rows * size))  # crops
 
 
 class CascadedGroupAttention(nn.Module):

@@ -50,14 +50,14 @@ class _ConvFrozenBN(torch.autograd.Function):
         ctx.geometry = geometry
         scale = _scale(gamma, deviation)
         shift = -mean * scale if beta is None else beta - mean * scale
-        return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), shift, *geometry)
+        return F.conv2d(x, weight * _per_filter(scale), shift, *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gamma, mean, deviation = ctx.saved_tensors
         needs_x, needs_weight, needs_gamma, needs_beta = ctx.needs_input_grad[:4]
         scale = _scale(gamma, deviation)
-        scaled = weight * scale.view(-1, 1, 1, 1)
+        scaled = weight * _per_filter(scale)
         stride, padding, dilation, groups = ctx.geometry
         # In grad's dtype, which is a lower one than the weight's under autocast.
         grad_x, grad_scaled, grad_shift = torch.ops.aten.convolution_backward(
@@ -69,9 +69,13 @@ class _ConvFrozenBN(torch.autograd.Function):
             grad_scale = (grad_scaled * weight).sum((1, 2, 3)) - grad_shift * mean
             grad_gamma = grad_scale / deviation
         if needs_weight:
-            grad_weight = _with_strides_of(weight, grad_scaled * scale.view(-1, 1, 1, 1))
+            grad_weight = _with_strides_of(weight, grad_scaled * _per_filter(scale))
         return (grad_x if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_gamma,
                 grad_shift.to(mean.dtype) if needs_beta else None, None, None, None)
+
+
+def _per_filter(vector: Tensor) -> Tensor:
+    return vector.view(-1, 1, 1, 1)
 
 
 def _with_strides_of(weight: Tensor, grad: Tensor) -> Tensor:
