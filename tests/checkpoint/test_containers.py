@@ -38,12 +38,14 @@ def assert_mmengine_loads(checkpoint, path):
     ({'conv._orig_mod.weight': STATE['conv.weight'], 'conv._orig_mod.bias': STATE['conv.bias']},
      ()),
     ({'model': OTHER, 'model_ema': STATE}, ('model_ema',)),  # Microsoft's training program
-    ({'state_dict': OTHER, 'state_dict_ema': with_prefix('module.')}, ('state_dict_ema',)),  # timm's
+    # timm's training program
+    ({'state_dict': OTHER, 'state_dict_ema': with_prefix('module.')}, ('state_dict_ema',)),
     ({'model': OTHER, 'ema': {'module': STATE, 'updates': 7}}, ('ema', 'module')),
     ({'model': STATE, 'model_ema': None}, ('model',)),
     ({'model': STATE, 'model_ema': {}}, ('model',)),
     # mmengine saves the average as 'state_dict' and keeps the plain weights under this name.
-    ({'state_dict': STATE, 'ema_state_dict': {'steps': torch.zeros(()), **with_prefix('module.', OTHER)}},
+    ({'state_dict': STATE,
+      'ema_state_dict': {'steps': torch.zeros(()), **with_prefix('module.', OTHER)}},
      ('state_dict',)),
     ({'n_averaged': torch.zeros(()), **with_prefix('module.')}, ()),
 ])

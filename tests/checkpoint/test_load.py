@@ -187,7 +187,8 @@ def test_error_names_another_variant(tmp_path):
 
 
 def test_error_names_another_variant_in_timms_layout():
-    state = {TIMM.published_key(key): value for key, value in EfficientViT('m3').state_dict().items()}
+    state = {TIMM.published_key(key): value
+             for key, value in EfficientViT('m3').state_dict().items()}
     with pytest.raises(CheckpointError, match='looks like m3 in the timm layout'):
         load_backbone_weights(EfficientViT('m4'), state, source='x', describe=describe_weights)
     with pytest.raises(CheckpointError, match='look like m3 in the timm layout'):

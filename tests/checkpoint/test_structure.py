@@ -62,7 +62,8 @@ def test_fused_exports(layout):
 
 def test_other_models():
     assert infer_structure({}) is None
-    assert infer_structure({'stem.0.conv.weight': torch.zeros(8, 3, 3, 3)}) is None  # RTMDet has one too
+    # RTMDet has a tensor of this name.
+    assert infer_structure({'stem.0.conv.weight': torch.zeros(8, 3, 3, 3)}) is None
     tiny = dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2))
     state = EfficientViT(tiny).state_dict()
     assert variant_of(infer_structure(state)) is None
