@@ -13,12 +13,12 @@ STAGE_STRIDES = (16, 32, 64)
 NUM_STAGES = len(STAGE_STRIDES)
 
 
-_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need no list
+_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need not be lists
 
 
 @dataclass(frozen=True)
 class Arch:
-    """What distinguishes one variant from another; per stage unless said otherwise.
+    """A variant's sizes, per stage unless noted otherwise.
 
     Attributes:
         embed_dims: Channels.
@@ -26,10 +26,11 @@ class Arch:
         num_heads: Heads of the attention; each must divide its stage's channels.
         key_dims: Channels of each head's query and key.
         kernel_sizes: Side of the query's depthwise kernel, per head, shared by the stages.
-        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number, or
-            one per stage. What leads to a stage has the ratio of the stage whose width it has.
-        num_ffns: Pairs of depthwise conv and feed-forward part on each side of the attention; one
-            number. At 0 there are none beside the downsampling either.
+        ffn_ratio: Hidden channels of the feed-forward layers over ``embed_dims``; one number, or
+            one per stage. A layer next to the downsampling has the ratio of the stage with its
+            width.
+        num_ffns: Pairs of depthwise conv and feed-forward layer on each side of the attention; one
+            number. With 0 there are none next to the downsampling either.
         num_attentions: Attention layers of a block; one number.
     """
 
@@ -43,12 +44,16 @@ class Arch:
     num_attentions: int = 1
 
     @property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """``ffn_ratio`` of each stage."""
+        return (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
+                else (self.ffn_ratio,) * NUM_STAGES)
+
+    @property
     def hidden_dims(self) -> tuple[int, ...]:
-        """Hidden channels of the feed-forward parts, per stage."""
-        ratios = self.ffn_ratio if isinstance(self.ffn_ratio, tuple) else \
-            (self.ffn_ratio,) * NUM_STAGES
+        """Hidden channels of the feed-forward layers, per stage."""
         return tuple(int(dims * ratio)
-                     for dims, ratio in zip(self.embed_dims, ratios, strict=True))
+                     for dims, ratio in zip(self.embed_dims, self.ffn_ratios, strict=True))
 
     def __post_init__(self) -> None:
         for name in ('embed_dims', 'depths', 'num_heads', 'key_dims'):
@@ -69,10 +74,8 @@ class Arch:
                               f'largest of num_heads={self.num_heads}')
         if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
             raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
-        ratios = (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
-                  else (self.ffn_ratio,) * NUM_STAGES)
-        if len(ratios) != NUM_STAGES or not all(
-                isinstance(ratio, int | float) for ratio in ratios):
+        if len(self.ffn_ratios) != NUM_STAGES or not all(
+                isinstance(ratio, int | float) for ratio in self.ffn_ratios):
             raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be one number, or '
                               f'{NUM_STAGES} of them, one per stage')
         if min(self.hidden_dims) < 1:
@@ -88,7 +91,11 @@ class Arch:
 
     @classmethod
     def of(cls, arch: 'str | Mapping[str, Any] | Arch') -> 'Arch':
-        """The architecture behind a variant's name or a dict of one's own."""
+        """Return the architecture of a variant's name or of a dict with the fields of `Arch`.
+
+        Raises:
+            ConfigError: If the name or a field is unknown, missing or of another type.
+        """
         if isinstance(arch, cls):
             return arch
         if isinstance(arch, str):
