@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from mmengine.logging import print_log
 
 from ..errors import CheckpointError
 
@@ -130,7 +129,7 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=5)
     except Timeout:
-        print_log(f'another process is downloading {target.name}; waiting for it', logger='current')
+        _log(f'another process is downloading {target.name}; waiting for it')
         lock.acquire()
     try:
         yield
@@ -191,7 +190,7 @@ class _Download:
             self._discard()
 
     def _transfer_all(self) -> None:
-        print_log(f'downloading {self.url} to {self.target}', logger='current')
+        _log(f'downloading {self.url} to {self.target}')
         try:
             for attempt in range(_ATTEMPTS):
                 before = self._resumable()[0]
@@ -307,3 +306,9 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _log(text: str) -> None:
+    from mmengine.logging import print_log  # installs the loaders, which import this module
+
+    print_log(text, logger='current')

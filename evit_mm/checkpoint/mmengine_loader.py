@@ -1,6 +1,6 @@
 """Register our checkpoint loaders with mmengine.
 
-`install` is called when evit_mm is imported. It changes mmengine for the whole process:
+`install` is called once evit_mm and mmengine are imported. It changes mmengine for the process:
 
 - **Published names.** `CheckpointLoader` gets a loader for ``evit://``, ``timm://``, ``hf-hub:``,
   ``hf://`` and the published names without a scheme, which mmengine does not know. Configs can then
@@ -20,7 +20,8 @@ loaders and the inferencers stay as mmengine has them. What is loaded by a publi
 the command ``evit-mm convert`` reads, is loaded safely in any case.
 
 `install` needs mmengine and torch, but not mmcv, mmdet or `evit_mm.models`, so that it can run as
-soon as mmengine has been imported.
+soon as mmengine has been imported. That can happen while a module of evit_mm is being imported; the
+modules of this package therefore import mmengine in functions only.
 """
 
 import functools
@@ -30,7 +31,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 
 from ..errors import CheckpointError, MissingCheckpointError
 from .containers import as_mmengine_expects, find_weights
@@ -73,6 +73,8 @@ def load_from_evit_mm(filename: str, map_location: Any = None, *_: Any, **__: An
     checkpoint = read_checkpoint(filename, map_location)
     weights = find_weights(checkpoint)
     if weights and any('ema' in place for place in weights.place):
+        from mmengine.logging import print_log
+
         print_log(f'{filename}: using the averaged weights under {weights.place[0]!r}',
                   logger='current')
     return as_mmengine_expects(checkpoint)

@@ -91,7 +91,7 @@ def test_other_entries_do_not_change():
 
 def test_use_of_averaged_weights_is_logged(tmp_path, monkeypatch):
     logged = []
-    monkeypatch.setattr('evit_mm.checkpoint.mmengine_loader.print_log',
+    monkeypatch.setattr('mmengine.logging.print_log',
                         lambda text, **_: logged.append(text))
     torch.save({'model': OTHER, 'model_ema': STATE}, tmp_path / 'a.pth')
     CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), logger='silent')

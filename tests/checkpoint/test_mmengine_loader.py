@@ -8,12 +8,13 @@ import sys
 # The parent package is replaced by an empty one, because importing it would import the models.
 PROGRAM = '''
 import json, os, pathlib, sys, types
-import mmengine
 
 package = types.ModuleType('evit_mm')
 package.__path__ = [str(pathlib.Path(sys.argv[1], 'evit_mm'))]
 sys.modules['evit_mm'] = package
 from evit_mm.checkpoint import mmengine_loader
+assert 'mmengine' not in sys.modules  # its import calls install()
+import mmengine
 
 def is_ours(function):
     return hasattr(function, '_evit_mm_guarded') or function.__module__.startswith('evit_mm')
