@@ -42,7 +42,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether no tensor of either side is unexpected, missing or mismatched."""
+        """True if no tensor of either side is unexpected, missing or mismatched."""
         return not (self.unexpected or self.missing or self.mismatched)
 
     def __str__(self) -> str:

@@ -26,6 +26,12 @@ def randomise(model):
     return model
 
 
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+
+
 def as_published(model, windows=(7, 7, 4)):
     """Return the checkpoint of the reference for these weights, with its additional entries."""
     small = EfficientViT(model.arch, window_sizes=windows)
@@ -91,9 +97,10 @@ def test_containers_and_prefixes(wrap, source, published):
     assert report.layout == 'Microsoft' and report.complete
     assert len(report.loaded) == len(target.state_dict())
     assert len(report.resized) == 3 and all('16 -> 49' in text for text in report.resized)
+    loaded = target.state_dict()
     for key, value in source.state_dict().items():
         if not (key.endswith('attention_biases') and key.startswith('stages.2')):
-            assert torch.equal(target.state_dict()[key], value), key
+            assert torch.equal(loaded[key], value), key
 
 
 def test_bias_tables_are_resized_as_images():
@@ -122,8 +129,7 @@ def test_mmengine_loads_published_layout_into_a_detector(source, tmp_path):
     detector = Detector()
     load_checkpoint(detector, str(tmp_path / 'a.pth'), strict=True)
     for module, state in ((detector.backbone, source.state_dict()), (detector.neck, neck)):
-        for key, value in state.items():
-            assert torch.equal(module.state_dict()[key], value), key
+        assert_equal(module.state_dict(), state)
 
 
 def test_init_cfg_loads_and_reports(source, published, tmp_path, monkeypatch):
@@ -165,8 +171,7 @@ def test_unexpected_missing_and_mismatched_tensors_are_errors(published):
         with pytest.raises(CheckpointError) as error:
             load_backbone_weights(target, state, source='some.pth')
         assert all(fragment in str(error.value) for fragment in ('some.pth', *fragments)), error
-        assert all(torch.equal(before[key], value)
-                   for key, value in target.state_dict().items())  # all or nothing
+        assert_equal(target.state_dict(), before)  # all or nothing
 
     assert_error({**published, 'blocks1.0.surprise': torch.zeros(1)}, 'unexpected',
                  'blocks1.0.surprise')
@@ -214,8 +219,7 @@ def test_every_layout_in_every_container(layout, wrap, source):
     state = {layout.published_key(key): value for key, value in source.state_dict().items()}
     report = load_backbone_weights(target, wrap(state), source='file')
     assert report.layout == layout.name and report.complete and not report.resized
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
+    assert_equal(target.state_dict(), source.state_dict())
 
 
 def test_report_names_dropped_keys(published):
