@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ['CheckpointError', 'ConfigError', 'UserError', 'translate_errors']
+__all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError',
+           'translate_errors']
 
 
 class UserError(Exception):
@@ -16,6 +17,10 @@ class ConfigError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that can't be read, is not safe, or does not fit this model."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A checkpoint that does not exist; callers of mmengine's loaders expect FileNotFoundError."""
 
 
 @contextmanager

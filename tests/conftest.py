@@ -1,6 +1,7 @@
 """Fixtures that tests in several folders share."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -52,3 +53,25 @@ def repository() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+class HostilePickle:
+    """An object whose pickle creates the file ``marker`` if loading it runs code."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.marker), 'w')
+
+    @property
+    def was_run(self) -> bool:
+        return self.marker.exists()
+
+
+@pytest.fixture
+def hostile_pickle(tmp_path: Path) -> Iterator[HostilePickle]:
+    """Yield a pickle that must not run; a test that runs it on purpose removes its marker."""
+    pickle = HostilePickle(tmp_path / 'code_was_run')
+    yield pickle
+    assert not pickle.was_run

@@ -1,4 +1,4 @@
-"""Bias tables of another window than the model's."""
+"""Attention bias tables for another window size."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,18 +7,21 @@ __all__ = ['is_resizable', 'resize_attention_biases']
 
 
 def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
-    """Resize bias tables to another window, as the reference does for dense prediction.
+    """Resize bias tables to another window size, as the reference does for dense prediction.
 
-    Weights trained at 224 have a 4x4 last stage and so 16 entries per head there, while windows
-    of 7 need 49. The table is an image over (|dy|, |dx|) and is resized as one: bicubic, corners
-    not aligned.
+    Weights trained at 224x224 have a 4x4 last stage and so 16 entries per head there, while windows
+    of 7x7 need 49. A table is an image over (|dy|, |dx|) and is resized as one: bicubic, without
+    aligned corners.
 
     Args:
-        biases: (heads, S * S) tables of a window of S.
-        window_size: Side of the wanted window.
+        biases: (heads, S * S), tables for windows of S x S tokens.
+        window_size: The new side.
 
     Returns:
         Tensor: (heads, window_size ** 2), of the same dtype.
+
+    Raises:
+        ValueError: If the tables are not square.
     """
     heads, entries = biases.shape
     side = round(entries ** 0.5)
@@ -32,6 +35,11 @@ def resize_attention_biases(biases: Tensor, window_size: int) -> Tensor:
 
 
 def is_resizable(biases: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether `resize_attention_biases` can give ``biases`` the (heads, entries) ``shape``."""
+    """Return whether `resize_attention_biases` can bring ``biases`` to ``shape``.
+
+    Args:
+        biases: Any tensor of a checkpoint.
+        shape: (heads, entries) of the model's table.
+    """
     return (biases.dim() == 2 and biases.shape[0] == shape[0] and biases.shape[1] != shape[1]
             and round(biases.shape[1] ** 0.5) ** 2 == biases.shape[1])

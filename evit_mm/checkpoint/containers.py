@@ -1,7 +1,7 @@
-"""Find the weights inside what training programs save.
+"""Find the state dict inside the files that training programs save.
 
-mmengine looks for ``state_dict`` alone. What others put around their weights, or before their
-names, would be loaded as nothing, with no more than a warning.
+mmengine looks only under ``state_dict``. It would load nothing from any other container, or from
+keys behind another prefix, and log no more than a warning.
 """
 
 from collections.abc import Mapping
@@ -11,25 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['Weights', 'as_mmengine_expects', 'find_weights']
+from ..errors import CheckpointError
 
-# In this order: an average is what its training program evaluates, so it goes before the plain
-# weights beside it. mmengine's EMAHook saves the average as 'state_dict' itself.
+__all__ = ['Weights', 'as_mmengine_expects', 'find_weights', 'strip_containers']
+
+# In order of preference: averaged weights are what their training program evaluates, so they come
+# before the plain weights in the same file. mmengine's EMAHook saves the average as 'state_dict'.
 _CONTAINERS = ('state_dict_ema', 'model_ema', 'ema', 'state_dict', 'model', 'module')
-_WRAPPERS = ('module.', '_orig_mod.')  # of DDP and averages, and of torch.compile
-_COUNTERS = ('n_averaged', 'steps')  # beside 'module.' in an average of torch or mmengine
-_DEEPEST = 3  # containers in one another; a file may hold one that holds itself
+_WRAPPERS = ('module.', '_orig_mod.')  # DDP and averaged models; torch.compile
+_COUNTERS = ('n_averaged', 'steps')  # saved next to 'module.' by torch's and mmengine's averages
+_MAX_DEPTH = 3  # of nested containers; a file may contain a container that contains itself
 
 
 class Weights(NamedTuple):
-    """The weights in a checkpoint.
+    """The state dict of a checkpoint.
 
     Attributes:
-        state: Tensors by name, without what wrappers put before the names; numpy's arrays of
-            numbers count as tensors.
-        place: The entries of the checkpoint that lead to them: ``('model_ema',)``; empty where
-            the checkpoint itself is the state dict.
-        wrappers: What was taken from before the names: ``('module.',)``.
+        state: Tensors by name, without the prefixes of wrappers; numpy's numeric arrays are
+            converted to tensors.
+        place: Keys that lead to the state dict, such as ``('model_ema',)``; empty if the checkpoint
+            itself is the state dict.
+        wrappers: Prefixes that were removed, such as ``('module.',)``.
     """
 
     state: dict[str, Tensor]
@@ -38,15 +40,15 @@ class Weights(NamedTuple):
 
 
 def find_weights(checkpoint: Any, depth: int = 0) -> Weights | None:
-    """The weights in what a file holds; None where it holds none.
+    """Return the weights in the content of a file, or None if it has none.
 
     Args:
-        checkpoint: What the file holds.
-        depth: Containers around it.
+        checkpoint: The content of the file.
+        depth: Number of containers around it.
     """
     if not isinstance(checkpoint, Mapping):
         return None
-    for container in _CONTAINERS if depth < _DEEPEST else ():
+    for container in _CONTAINERS if depth < _MAX_DEPTH else ():
         inner = find_weights(checkpoint.get(container), depth + 1)
         if inner:
             return inner._replace(place=(container, *inner.place))
@@ -59,20 +61,38 @@ def find_weights(checkpoint: Any, depth: int = 0) -> Weights | None:
         wrappers.append(wrapper)
         state = {key.removeprefix(wrapper): value for key, value in state.items()
                  if key not in _COUNTERS}
-    if any('._orig_mod.' in key for key in state):  # a part of the model was compiled
+    if any('._orig_mod.' in key for key in state):  # only a part of the model was compiled
         wrappers.append('_orig_mod.')
         state = {key.replace('._orig_mod.', '.'): value for key, value in state.items()}
     return Weights(state, (), tuple(wrappers))
 
 
+def strip_containers(checkpoint: Any, source: str = 'the checkpoint') -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint, without containers and prefixes of wrappers.
+
+    Args:
+        checkpoint: A state dict, or a dict that contains one.
+        source: Its file or address, for the error.
+
+    Raises:
+        CheckpointError: If it contains no state dict.
+    """
+    weights = find_weights(checkpoint)
+    if weights is None:
+        keys = list(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else []
+        raise CheckpointError(f'{source} holds no weights in any known container'
+                              + f' (its keys: {", ".join(keys[:8])})' * bool(keys))
+    return weights.state
+
+
 def as_mmengine_expects(checkpoint: Any) -> Any:
-    """A checkpoint with its weights where mmengine finds them, and all else as it was."""
+    """Return a checkpoint with its weights under ``state_dict`` and everything else unchanged."""
     weights = find_weights(checkpoint)
     if weights is None:
         return checkpoint
     if weights.place in ((), ('state_dict',)) and not weights.wrappers:
-        held = checkpoint['state_dict'] if weights.place else checkpoint
-        if not any(isinstance(value, np.ndarray) for value in held.values()):
+        state = checkpoint['state_dict'] if weights.place else checkpoint
+        if not any(isinstance(value, np.ndarray) for value in state.values()):
             return checkpoint
     if not weights.place:
         return {'state_dict': weights.state, 'meta': {}}

@@ -1,32 +1,28 @@
-"""The key layouts in which weights of this model are published."""
+"""Key layouts in which weights of this model are published."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import CheckpointError
-from .containers import find_weights
-
-__all__ = ['LAYOUTS', 'Layout', 'MICROSOFT', 'NATIVE', 'TIMM', 'strip_containers']
+__all__ = ['LAYOUTS', 'MICROSOFT', 'NATIVE', 'TIMM', 'TIMM_FEATURES', 'Layout']
 
 _Name = Callable[[re.Match], str]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one publisher names the backbone's tensors.
+    """Naming scheme of one publisher for the tensors of the backbone.
 
     Attributes:
-        name: For people.
-        rules: Pairs of a pattern over our names and the publisher's name for it. Each name must
-            match exactly one pattern, in full.
-        dropped: Patterns of the publisher's keys that have no place in a backbone.
-        stage: Pattern of the start of a stage's keys, with the stage's number as its group.
+        name: Shown in messages.
+        rules: Pairs of a pattern for our name of a tensor and a function from its match to the
+            publisher's name. Every name must fully match exactly one pattern.
+        dropped: Patterns of published keys that a backbone has no use for.
+        stage: Pattern of the prefix of a stage's keys; its group is the number of the stage.
         first_stage: Number of the first stage.
-        fused: From the name of a convolution's tensor to its name in the publisher's fused
-            export, where BN is folded into it; None where there is no such export.
+        fused: Maps the published name of a convolution's tensor to its name in the publisher's
+            fused export, where BN is folded into the convolution; None if no such export exists.
     """
 
     name: str
@@ -37,7 +33,11 @@ class Layout:
     fused: Callable[[str], str] | None = None
 
     def published_key(self, key: str) -> str:
-        """The publisher's name of our tensor ``key``."""
+        """Return the publisher's name of our tensor ``key``.
+
+        Raises:
+            KeyError: If the layout has no name for it.
+        """
         for pattern, name in self.rules:
             match = pattern.fullmatch(key)
             if match:
@@ -45,9 +45,11 @@ class Layout:
         raise KeyError(f'no rule of the {self.name} layout covers {key}')
 
     def table(self, keys: Iterable[str]) -> dict[str, str]:
-        """Our names by the publisher's, for those of a backbone's ``keys`` that it has names for.
+        """Map the publisher's names to ours.
 
-        A backbone with several attentions or feed-forward parts in a row has more than those.
+        Args:
+            keys: Our names of a backbone's tensors. Those without a published name are left out,
+                such as the additional ones of a block with several attentions.
         """
         table = {}
         for key in keys:
@@ -56,11 +58,11 @@ class Layout:
         return table
 
     def is_dropped(self, key: str, num_stages: int) -> bool:
-        """Whether the publisher's ``key`` is known and not needed.
+        """Return whether the published ``key`` is known and not needed.
 
         Args:
-            key: A key of the publisher's.
-            num_stages: Stages that the backbone has; it may leave out the last ones.
+            key: A name of the publisher's.
+            num_stages: Number of stages of the backbone, which may lack the last ones.
         """
         stage = self.stage.match(key)
         if stage and int(stage[1]) - self.first_stage >= num_stages:
@@ -71,18 +73,18 @@ class Layout:
 def _rules(*, stem: Callable[[int], str], block: Callable[[int, int], str],
            downsample: Callable[[int], str], residuals: tuple[str, str], merging: str, conv: str,
            linear: str) -> tuple[tuple[re.Pattern, _Name], ...]:
-    """The rules of the reference implementation and its ports.
+    """Return the rules of the reference implementation or one of its ports.
 
-    They share the names inside a block, and differ in where things are and what a convolution is
-    called.
+    They share the names inside a block, and differ in the paths of the blocks and in the name of a
+    convolution.
 
     Args:
-        stem: Path of a layer of the stem, by number.
+        stem: Path of a layer of the stem, by its number.
         block: Path of an attention block, by stage and number.
-        downsample: Path of what leads to a stage.
-        residuals: In there, the names of the parts before and behind the merging.
-        merging: In there, the name of the merging itself.
-        conv: Name of the convolution beside a BN.
+        downsample: Path of the downsampling before a stage, by stage.
+        residuals: Names in it of the residual parts before and after the patch merging.
+        merging: Name in it of the patch merging.
+        conv: Name of the convolution in a conv-BN pair.
         linear: Name of the classifier's linear layer.
     """
     def leaf(match: re.Match) -> str:
@@ -144,50 +146,29 @@ def _timm(name: str, separator: str) -> Layout:
 
 _CLASSIFIER_AND_INDEX = (
     re.compile(r'head\..*'),  # the ImageNet classifier, plain and fused
-    re.compile(r'.*\.attention_bias_idxs'),  # follows from the window
+    re.compile(r'.*\.attention_bias_idxs'),  # computed from the window size
 )
 
 NATIVE = Layout('evit-mm', ((re.compile('.*'), lambda match: match[0]),),
-                (re.compile(r'head\.(norm|linear)\..*'),),  # the classifier in a converted file
+                (re.compile(r'head\.(norm|linear)\..*'),),  # the classifier of a converted file
                 re.compile(r'stages\.(\d+)\.'), first_stage=0)
-"""Our own names."""
+"""The names of this package."""
 
 MICROSOFT = Layout('Microsoft', _rules(
     stem=lambda layer: f'patch_embed.{2 * layer}',
-    # Its `blocks1` is the first stage; `blocks2` and `blocks3` begin with the three parts of a
-    # downsampling, so that their attention blocks start at index 3.
+    # `blocks1` is the first stage. `blocks2` and `blocks3` begin with the three modules of a
+    # downsampling, so their attention blocks start at index 3.
     block=lambda stage, block: f'blocks{stage + 1}.{block + (3 if stage else 0)}',
     downsample=lambda stage: f'blocks{stage + 1}',
     residuals=('0', '2'), merging='1', conv='c', linear='l',
 ), _CLASSIFIER_AND_INDEX, re.compile(r'blocks(\d+)\.'), first_stage=1,
     fused=lambda key: key.replace('.c.', '.'))
-"""The reference implementation's names, for classifiers and detectors."""
+"""The names of the reference implementation, in classifiers and detectors."""
 
 TIMM = _timm('timm', '.')
 """The names of timm's port."""
 
 TIMM_FEATURES = _timm('timm features_only', '_')
-"""The names that timm's port has when it is built with ``features_only=True``."""
+"""The names of timm's port built with ``features_only=True``."""
 
 LAYOUTS = (NATIVE, MICROSOFT, TIMM, TIMM_FEATURES)
-
-
-def strip_containers(checkpoint: Any, source: str = 'the checkpoint') -> dict[str, Any]:
-    """Take the tensors out of what surrounds them in a file.
-
-    Args:
-        checkpoint: A state dict, or a dict that holds one; see `evit_mm.checkpoint.containers`.
-        source: Where it came from, for the error.
-
-    Returns:
-        dict: The state dict, without what wrappers such as DDP put before keys.
-
-    Raises:
-        CheckpointError: If there is no state dict in it.
-    """
-    weights = find_weights(checkpoint)
-    if weights is None:
-        held = list(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else []
-        raise CheckpointError(f'{source} holds no weights in a place that is known here'
-                              + f' (it holds {", ".join(held[:8])})' * bool(held))
-    return weights.state

@@ -1,4 +1,4 @@
-"""Fit a state dict of any known layout to a backbone, and account for every tensor."""
+"""Load a state dict of any known layout into a backbone, and account for every tensor."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,26 +8,27 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .bias_table import is_resizable, resize_attention_biases
-from .key_maps import LAYOUTS, NATIVE, strip_containers
-from .structure import find_prefixes, recognise
+from .containers import strip_containers
+from .key_maps import LAYOUTS, NATIVE
+from .structure import find_prefixes, infer_structure
 
 __all__ = ['LoadReport', 'load_backbone_weights', 'translate_backbone_state']
 
 _BIAS_TABLE = 'attention_biases'
-_COUNTER = 'num_batches_tracked'  # does nothing unless a BN has no momentum
+_COUNTER = 'num_batches_tracked'  # unused unless BN has no momentum
 
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of a checkpoint and of a model.
+    """An account of every tensor of a checkpoint and of the model that receives it.
 
     Attributes:
-        layout: Whose key names the checkpoint has.
-        loaded: Names of our tensors that got a value, resized ones included.
-        resized: Bias tables that were resized to another window: 'name: 16 -> 49'.
+        layout: Name of the checkpoint's key layout.
+        loaded: Our names of the tensors that received a value, including resized ones.
+        resized: Bias tables resized to another window size: 'name: 16 -> 49'.
         dropped: Keys of the checkpoint that are known and not needed.
-        unexpected: Keys of the checkpoint that no rule explains.
-        missing: Names of our tensors that the checkpoint has no value for.
+        unexpected: Keys of the checkpoint that no rule covers.
+        missing: Our names of the tensors for which the checkpoint has no value.
         mismatched: Tensors of another shape: 'name: (8,) in the checkpoint, (16,) here'.
     """
 
@@ -41,7 +42,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor on both sides is explained."""
+        """True if no tensor of either side is unexpected, missing or mismatched."""
         return not (self.unexpected or self.missing or self.mismatched)
 
     def __str__(self) -> str:
@@ -58,40 +59,40 @@ class LoadReport:
 
 
 def _family(key: str) -> str:
-    """What dropped keys are listed by: a module of the model, or what they hold."""
+    """Return the group under which a dropped key is listed."""
     if key.endswith('.attention_bias_idxs'):
         return '*.attention_bias_idxs'
     return f'{key.split(".")[0]}.*'
 
 
-def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
+def translate_backbone_state(state: Mapping[str, Tensor], target: Mapping[str, Tensor],
                              source: str = 'the checkpoint'
                              ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Rename a backbone's tensors to our names and resize its bias tables.
+    """Rename the tensors of a backbone to our names and resize its bias tables.
 
     Args:
         state: Keys of one of `LAYOUTS`, without a prefix.
-        wanted: The backbone's own state dict; only names and shapes are read.
-        source: Where the state dict came from, for the error.
+        target: The state dict of the receiving backbone; only its names and shapes are read.
+        source: File or address of the state dict, for the error.
 
     Returns:
-        tuple: The tensors under our names, unexplained keys under their own, and the account.
+        tuple: The tensors under our names, with unexpected keys unchanged, and the report.
 
     Raises:
-        CheckpointError: If it is an export with BN folded into the convolutions.
+        CheckpointError: If ``state`` is an export with BN folded into the convolutions.
     """
-    structure = recognise(state)
+    structure = infer_structure(state)
     if structure and structure.fused:
         raise CheckpointError(
             f'{source} is a fused export in the {structure.layout.name} layout: BN is folded into '
-            'its convolutions, which can\'t be undone; take the checkpoint that it was made from, '
+            'its convolutions, which can\'t be undone; use the checkpoint that it was made from, '
             'or published weights (evit://efficientvit_m0 to evit://efficientvit_m5)')
-    tables = [layout.table(wanted) for layout in LAYOUTS]
+    tables = [layout.table(target) for layout in LAYOUTS]
     matches = [sum(key in table for key in state) for table in tables]
     best = matches.index(max(matches))
     layout, table = LAYOUTS[best], tables[best]
     report = LoadReport(layout.name)
-    num_stages = 1 + max(int(m[1]) for m in map(NATIVE.stage.match, wanted) if m)
+    num_stages = 1 + max(int(m[1]) for m in map(NATIVE.stage.match, target) if m)
     translated: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in table:
@@ -101,7 +102,7 @@ def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, T
                 report.unexpected.append(key)
                 translated[key] = value
             continue
-        name, shape = table[key], tuple(wanted[table[key]].shape)
+        name, shape = table[key], tuple(target[table[key]].shape)
         if name.endswith(_BIAS_TABLE) and is_resizable(value, shape):
             report.resized.append(f'{name}: {value.shape[1]} -> {shape[1]}')
             value = resize_attention_biases(value, round(shape[1] ** 0.5))
@@ -111,7 +112,7 @@ def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, T
             report.mismatched.append(
                 f'{name}: {tuple(value.shape)} in the checkpoint, {shape} here')
         translated[name] = value
-    report.missing = [name for name in wanted
+    report.missing = [name for name in target
                       if name not in translated and not name.endswith(_COUNTER)]
     return translated, report
 
@@ -119,32 +120,32 @@ def translate_backbone_state(state: Mapping[str, Tensor], wanted: Mapping[str, T
 def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, prefix: str = '',
                           describe: Callable[[Mapping[str, Tensor]], str] | None = None
                           ) -> LoadReport:
-    """Load a checkpoint of any known layout into a backbone; all of it, or nothing.
+    """Load a checkpoint of any known layout into a backbone, completely or not at all.
 
     Args:
         backbone: Receives the weights.
-        checkpoint: What `torch.load` gave: a classifier, a detector, or a backbone alone.
-        source: File or address, for the error.
-        prefix: What precedes the backbone's keys, such as ``backbone.``; found by itself where
-            the checkpoint holds only one backbone.
-        describe: Says what model the state dict looks like, for the error.
+        checkpoint: Content of a file: a classifier, a detector or segmentor, or a backbone alone.
+        source: Its file or address, for the error.
+        prefix: Prefix of the backbone's keys, such as ``backbone.``; detected if the checkpoint
+            contains only one backbone.
+        describe: Returns a description of a state dict's model, for the error.
 
     Returns:
-        LoadReport: The account. Parts of a detector beside its backbone count as dropped.
+        LoadReport: The account. The parts of a detector outside its backbone count as dropped.
 
     Raises:
-        CheckpointError: If a key is not explained, a tensor is missing or of another shape, or
-            the weights are a fused export.
+        CheckpointError: If a key is unexpected, a tensor is missing or of another shape, the
+            weights are a fused export, or several backbones could be meant.
     """
     state = strip_containers(checkpoint, source)
     others: list[str] = []
     if not prefix:
-        found = find_prefixes(state)
-        if len(found) > 1:
-            raise CheckpointError(f'{source} holds {len(found)} backbones; name one with prefix= '
-                                  f'in init_cfg: {", ".join(map(repr, found))}')
-        if found:
-            prefix = found[0]
+        prefixes = find_prefixes(state)
+        if len(prefixes) > 1:
+            raise CheckpointError(f'{source} contains {len(prefixes)} backbones; choose one with '
+                                  f'prefix= in init_cfg: {", ".join(map(repr, prefixes))}')
+        if prefixes:
+            prefix = prefixes[0]
         elif any(key.startswith('backbone.') for key in state):
             prefix = 'backbone.'
     if prefix:

@@ -1,6 +1,27 @@
-"""The loaders that mmengine gets: every checkpoint that it reads is read safely.
+"""Register our checkpoint loaders with mmengine.
 
-Names of published weights work wherever mmengine takes a checkpoint.
+`install` is called once evit_mm and mmengine are imported. It changes mmengine for the process:
+
+- **Published names.** `CheckpointLoader` gets a loader for ``evit://``, ``timm://``, ``hf-hub:``,
+  ``hf://`` and the published names without a scheme, which mmengine does not know. Configs can then
+  name weights instead of addresses.
+- **Files and addresses.** Our loader replaces those of local files and of http and https addresses,
+  for three reasons. torch's default, on which they rely, refuses mmengine's own training
+  checkpoints, so that runs can't be resumed (mmengine #1655); the variable that users are told to
+  set in that case, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, lets any file run code. They read no
+  safetensors files. And weights in a container other than ``state_dict`` are not loaded.
+- **Other schemes** (``open-mmlab://``, ``torchvision://``, ``s3://``, ...) keep their loaders, but
+  those run with our allow-list and without that variable.
+- **Inferencers** without a config would execute the one inside the checkpoint, which is Python
+  code. They raise an error instead.
+
+The environment variable ``EVIT_MM_SAFE_LOADING=0`` limits this to the published names: all other
+loaders and the inferencers stay as mmengine has them. What is loaded by a published name, and what
+the command ``evit-mm convert`` reads, is loaded safely in any case.
+
+`install` needs mmengine and torch, but not mmcv, mmdet or `evit_mm.models`, so that it can run as
+soon as mmengine has been imported. That can happen while a module of evit_mm is being imported; the
+modules of this package therefore import mmengine in functions only.
 """
 
 import functools
@@ -10,60 +31,73 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MissingCheckpointError
 from .containers import as_mmengine_expects, find_weights
-from .safe_load import allowed_globals, load_checkpoint_file, load_checkpoint_url, without_code
-from .zoo import PUBLISHED, TIMM_REPOSITORY, local_copy
+from .safe_load import allowed_globals, without_code
+from .zoo import PUBLISHED, TIMM_REPOSITORY, read_checkpoint
 
-__all__ = ['install', 'load_from_http', 'load_from_local', 'load_from_name']
+__all__ = ['install', 'load_from_evit_mm']
 
-_GUARDED = '_evit_mm_guarded'
+_SWITCH = 'EVIT_MM_SAFE_LOADING'
+_GUARDED = '_evit_mm_guarded'  # marks functions that have been wrapped already
 
 
 def install() -> None:
-    """Make every loader of mmengine that reads files or addresses a safe one; idempotent."""
+    """Register the loaders that the module's docstring lists; idempotent."""
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    names = '|'.join(re.escape(row.name.removeprefix('evit://')) for row in PUBLISHED
+                     if row.name.startswith('evit://'))
+    # mmengine matches its schemes as regular expressions.
+    schemes = ['evit://', 'timm://', 'hf-hub:', 'hf://', f'(?:{names})$', TIMM_REPOSITORY]
+    CheckpointLoader.register_scheme(schemes, load_from_evit_mm, force=True)
+    if os.environ.get(_SWITCH) != '0':
+        _replace_loaders()
+        _guard_inferencers()
+
+
+def load_from_evit_mm(filename: str, map_location: Any = None, *_: Any, **__: Any) -> Any:
+    """Load a checkpoint safely; a loader of mmengine, which logs it as 'evit_mm backend'.
+
+    Args:
+        filename: A file, an address or a published name.
+        map_location: As in `torch.load`.
+
+    Returns:
+        The content, with its weights under ``state_dict``.
+
+    Raises:
+        CheckpointError: As in `read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(filename, map_location)
+    weights = find_weights(checkpoint)
+    if weights and any('ema' in place for place in weights.place):
+        from mmengine.logging import print_log
+
+        print_log(f'{filename}: using the averaged weights under {weights.place[0]!r}',
+                  logger='current')
+    return as_mmengine_expects(checkpoint)
+
+
+def _replace_loaders() -> None:
     from mmengine.runner import checkpoint as mmengine_checkpoint
 
     loader = mmengine_checkpoint.CheckpointLoader
-    loader.register_scheme('', load_from_local, force=True)
-    loader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-    # torchvision:// and mmcls:// resolve a name and hand the address to this function.
-    mmengine_checkpoint.load_from_http = load_from_http
+    loader.register_scheme(('', 'http://', 'https://'), load_from_evit_mm, force=True)
+    # torchvision:// and mmcls:// map a name to an address and pass that to this function.
+    mmengine_checkpoint.load_from_http = load_from_evit_mm
+    # mmengine has no public list of its schemes.
     for prefix, function in loader._schemes.items():
-        if prefix not in ('', 'http://', 'https://') and not hasattr(function, _GUARDED):
+        if function is not load_from_evit_mm and not hasattr(function, _GUARDED):
             loader._schemes[prefix] = _guarded(function)
-    _guard_inferencers()
-    _register_names()
-
-
-def _guard_inferencers() -> None:
-    """Keep mmengine's inferencers from executing the text of a config inside a checkpoint."""
-    from mmengine.infer import BaseInferencer
-
-    init_model = BaseInferencer._init_model
-    if hasattr(init_model, _GUARDED):
-        return
-
-    @functools.wraps(init_model)
-    def guarded(self: Any, cfg: Any, weights: str | None, *args: Any, **kwargs: Any) -> Any:
-        if not cfg:
-            raise CheckpointError(
-                f'{type(self).__name__} was given no config: the one inside {weights} is Python '
-                'code, which is not run; name the config file (model=...) beside the weights')
-        return init_model(self, cfg, weights, *args, **kwargs)
-
-    setattr(guarded, _GUARDED, True)
-    BaseInferencer._init_model = guarded
 
 
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A loader of mmengine's that calls torch.load itself, kept from running code."""
+    """Wrap a loader that calls torch.load itself, so that it can't run code."""
     @functools.wraps(load)
     def guarded(filename: str, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-        switch = os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+        unsafe = os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
         try:
             with torch.serialization.safe_globals(allowed_globals()):
                 return as_mmengine_expects(
@@ -72,44 +106,34 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except Exception as error:
             text = ' '.join(str(error).split())[:200]
-            raise CheckpointError(f'{filename} can\'t be loaded: {type(error).__name__}: {text}'
-                                  ) from error
+            kind = MissingCheckpointError if isinstance(error, FileNotFoundError) \
+                else CheckpointError
+            raise kind(f'{filename} can\'t be loaded: {type(error).__name__}: {text}') from error
         finally:
-            if switch is not None:
-                os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = switch
+            if unsafe is not None:
+                os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = unsafe
 
     setattr(guarded, _GUARDED, True)
     return guarded
 
 
-# mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by local backend".
-def load_from_local(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
-    """`load_checkpoint_file` for mmengine: with its signature, and weights where it looks."""
-    return _for_mmengine(load_checkpoint_file(filename, map_location), filename)
+def _guard_inferencers() -> None:
+    """Keep mmengine's inferencers from executing the config inside a checkpoint."""
+    from mmengine.infer import BaseInferencer
 
+    # The only method that all inferencers share and that sees both the config and the weights;
+    # nothing public does.
+    init_model = BaseInferencer._init_model
+    if hasattr(init_model, _GUARDED):
+        return
 
-def load_from_http(filename: str, map_location: Any = None, *_: Any, **__: Any) -> Any:
-    """`load_checkpoint_url` for mmengine: with its signature, and weights where it looks."""
-    return _for_mmengine(load_checkpoint_url(filename, map_location), filename)
+    @functools.wraps(init_model)
+    def guarded(self: Any, cfg: Any, weights: str | None, *args: Any, **kwargs: Any) -> Any:
+        if not cfg:
+            raise CheckpointError(
+                f'{type(self).__name__} needs a config: the one inside {weights} is Python code, '
+                'which is not executed; pass the config file (model=...) with the weights')
+        return init_model(self, cfg, weights, *args, **kwargs)
 
-
-def _for_mmengine(checkpoint: Any, source: str | os.PathLike[str]) -> Any:
-    weights = find_weights(checkpoint)
-    if weights and any('ema' in place for place in weights.place):
-        print_log(f'{source} holds an average of its weights ({weights.place[0]}), which is used',
-                  logger='current')
-    return as_mmengine_expects(checkpoint)
-
-
-def _register_names() -> None:
-    """Let every loader of mmengine take the names that `address` knows; idempotent."""
-    names = '|'.join(re.escape(row.name.removeprefix('evit://')) for row in PUBLISHED
-                     if row.name.startswith('evit://'))
-    patterns = ['evit://', 'timm://', 'hf-hub:', 'hf://', f'(?:{names})$', TIMM_REPOSITORY]
-    CheckpointLoader.register_scheme(patterns, load_from_name, force=True)
-
-
-# mmengine logs a loader's name from its tenth letter on: "Loads checkpoint by name backend".
-def load_from_name(filename: str, map_location: Any = None) -> Any:
-    """`local_copy` for mmengine: loaded, with its signature, and weights where it looks."""
-    return load_from_local(local_copy(filename), map_location)
+    setattr(guarded, _GUARDED, True)
+    BaseInferencer._init_model = guarded

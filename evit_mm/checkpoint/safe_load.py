@@ -1,11 +1,11 @@
-"""Safe loading of checkpoints for mmengine: tensors, plain data, and a short allow-list.
+"""Load checkpoint files without running code from them.
 
-Reads what `torch.save` wrote, and safetensors.
+Reads the files of `torch.save` and safetensors files.
 
-torch >= 2.6 refuses mmengine's own training checkpoints, because they hold logged values as
-`HistoryBuffer` objects and numpy arrays; that breaks resuming (mmengine #1655), and the usual
-answers switch the safety off. Here the classes of such a checkpoint are allowed by name and
-nothing else is: a file that would run code is refused, whichever way it is reached.
+torch >= 2.6 refuses mmengine's own training checkpoints, because they contain logged values as
+`HistoryBuffer` objects and numpy arrays. That breaks resuming (mmengine #1655), and the usual
+workarounds switch the protection off. Here the classes of such a checkpoint are on an allow-list,
+and nothing else is: a file that would run code is refused, whoever asks for it.
 """
 
 import argparse
@@ -16,99 +16,104 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MissingCheckpointError
 from .download import download
 
-__all__ = ['allowed_globals', 'download_checkpoint', 'existing_file', 'is_safetensors',
-           'load_checkpoint_file', 'load_checkpoint_url', 'without_code']
+__all__ = ['MapLocation', 'allowed_globals', 'download_checkpoint', 'existing_file', 'find_damage',
+           'is_safetensors', 'load_checkpoint_file', 'without_code']
 
-_WAY_OUT = 'tools/convert_weights.py --trust'
-_NUMBERS = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'  # numpy's codes of types
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
+MapLocation: TypeAlias = str | Callable[..., Any] | torch.device | None
+"""``map_location`` of `torch.load`."""
+
+_NUMERIC = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'  # codes of numpy's dtypes
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 def allowed_globals() -> list[Any]:
-    """What training checkpoints hold beside tensors and plain data."""
+    """Return the classes that a training checkpoint may contain in addition to plain data.
+
+    The format is that of `torch.serialization.safe_globals`.
+    """
     from mmengine.logging import HistoryBuffer
 
     def statistic(owner: type, name: str) -> Any:
-        """Stands for getattr, by which a HistoryBuffer refers to its own four methods."""
+        """Replace getattr, through which a HistoryBuffer refers to its own four methods."""
         if owner is HistoryBuffer and name in ('current', 'max', 'mean', 'min'):
             return getattr(owner, name)
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name}')
 
-    # The training programs of classifiers, Microsoft's among them, save their Namespace of options.
+    # Training programs of classifiers, Microsoft's among them, save their Namespace of options.
     return [HistoryBuffer, argparse.Namespace, (statistic, 'builtins.getattr'),
             *_allowed_of_numpy()]
 
 
 def _allowed_of_numpy() -> list[Any]:
-    """Arrays and scalars of numbers.
+    """Return what numeric arrays and scalars need.
 
-    numpy's own constructors would let a file bend a type (its flags, or fields of objects in a
-    record), so that numpy takes bytes of the file for addresses of objects, and lay one array over
-    the memory of another. In their place stand functions that can do neither.
+    numpy's own constructors would let a file change a dtype (its flags, or object fields of a
+    record) so that numpy treats bytes of the file as addresses of objects, and would let it place
+    one array on the memory of another. The functions that replace them can do neither.
     """
-    def number_type(code: Any, *_: Any) -> np.dtype:
-        """Stands for np.dtype. What it gives is numpy's own, in this machine's byte order.
+    def numeric_dtype(code: Any, *_: Any) -> np.dtype:
+        """Replace np.dtype; return numpy's own dtype, in this machine's byte order.
 
-        numpy ignores what a file wants to change in those.
+        numpy ignores the changes that a file requests to those.
         """
-        found = np.dtype(code) if isinstance(code, str) else None
-        if found is None or found.char not in _NUMBERS or not found.isnative:
+        dtype = np.dtype(code) if isinstance(code, str) else None
+        if dtype is None or dtype.char not in _NUMERIC or not dtype.isnative:
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL numpy.dtype of {code!r}')
-        return np.dtype(found.char)
+        return np.dtype(dtype.char)
 
     def empty_array(*_: Any) -> np.ndarray:
-        """Stands for np.ndarray and its maker; the array gets its content afterwards."""
+        """Replace np.ndarray and its constructor; the array receives its content afterwards."""
         return np.empty(0)
 
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    allowed: list[Any] = [(number_type, 'numpy.dtype'), (empty_array, 'numpy.ndarray')]
-    # The module's name differs between numpy 1 and 2, and files of both are around.
+    allowed: list[Any] = [(numeric_dtype, 'numpy.dtype'), (empty_array, 'numpy.ndarray')]
+    # numpy 1 and 2 use different module names, and files of both are in use.
     for core in ('core', '_core'):
         allowed += [(empty_array, f'numpy.{core}.multiarray._reconstruct'),
                     (multiarray.scalar, f'numpy.{core}.multiarray.scalar')]
-    # These may get their content. No file can name them: names in files have a dot.
-    allowed += [(type(np.dtype(code)), f'type {code}') for code in _NUMBERS]
+    # Classes whose objects may receive content. A file can't name them: its names contain a dot.
+    allowed += [(type(np.dtype(code)), f'type {code}') for code in _NUMERIC]
     return [*allowed, (np.ndarray, 'array')]
 
 
-def load_checkpoint_file(filename: str | os.PathLike[str],
-                         map_location: str | Callable[..., Any] | torch.device | None = None, *,
+def load_checkpoint_file(filename: str | os.PathLike[str], map_location: MapLocation = None, *,
                          trust: bool = False) -> Any:
-    """Load a checkpoint without running any code from it.
+    """Load a checkpoint file without running any code from it.
 
     Args:
-        filename: A file that `torch.save` wrote, or a safetensors file, whatever its suffix.
+        filename: A file of `torch.save` or a safetensors file, whatever its suffix.
         map_location: As in `torch.load`.
-        trust: Run the code that the file asks for. Only for a file of people whom one would let
-            run a program; no loader of mmengine comes here with it.
+        trust: Run the code that the file asks for. Only for files of people whose programs you
+            would run; none of mmengine's loaders sets it.
 
     Returns:
-        What the file holds, usually a dict. For a safetensors file, its tensors as ``state_dict``
-        and the text in its header as ``meta``.
+        The content, usually a dict. For a safetensors file, a dict with its tensors as
+        ``state_dict`` and the strings of its header as ``meta``.
 
     Raises:
-        CheckpointError: If there is no such file, it is no checkpoint, it is cut off, or it
-            holds anything but tensors, plain data and the classes of a training checkpoint.
+        MissingCheckpointError: If there is no such file.
+        CheckpointError: If the file is not a checkpoint, is damaged, or contains anything other
+            than tensors, plain data and the classes of a training checkpoint.
     """
     path = existing_file(filename)
-    damage = file_damage(path)
+    damage = find_damage(path)
     if damage:
         raise CheckpointError(_unreadable(path, damage))
     if is_safetensors(path):
         return _load_safetensors(path, map_location)
     try:
         with torch.serialization.safe_globals(allowed_globals()):
-            # Said explicitly, so that no environment variable can switch it off.
+            # Passed explicitly, so that no environment variable can switch it off.
             checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
-    except Exception as error:  # damage can surface as nearly anything
+    except Exception as error:  # damage can surface as almost any type
         if 'torch.cuda.is_available() is False' in str(error):
             return load_checkpoint_file(path, map_location='cpu', trust=trust)
         raise CheckpointError(_explain(path, error)) from error
@@ -116,7 +121,7 @@ def load_checkpoint_file(filename: str | os.PathLike[str],
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is, or by its name ought to be, a safetensors file."""
+    """Return whether a file is a safetensors file, by its content or its suffix."""
     with path.open('rb') as file:
         head = file.read(9)
     return path.suffix == '.safetensors' or head[8:] == b'{' and not head.startswith(b'PK')
@@ -125,7 +130,7 @@ def is_safetensors(path: Path) -> bool:
 def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
-    # A callable of torch.load places one storage after the other; there are none here.
+    # torch.load calls a callable once for each storage; a safetensors file has none.
     device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
     if device.startswith('cuda') and not torch.cuda.is_available():
         device = 'cpu'
@@ -136,7 +141,7 @@ def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         detail = ' '.join(str(error).split())[:120]
         raise CheckpointError(_unreadable(path, f'damaged ({detail})')) from error
-    if 'dataset_meta' in meta:  # the classes of a detector, written by tools/convert_weights.py
+    if 'dataset_meta' in meta:  # the classes of a detector, as write_weights saves them
         try:
             meta['dataset_meta'] = dict(json.loads(meta['dataset_meta']))
         except (ValueError, TypeError, RecursionError):
@@ -144,96 +149,80 @@ def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     return without_code({'state_dict': state, 'meta': meta})
 
 
-def load_checkpoint_url(url: str,
-                        map_location: str | Callable[..., Any] | torch.device | None = None
-                        ) -> Any:
-    """Download a checkpoint once, into torch's hub cache, and load it safely; see `download`.
-
-    Args:
-        url: An http or https address.
-        map_location: As in `torch.load`.
-
-    Returns:
-        As `load_checkpoint_file`.
-
-    Raises:
-        CheckpointError: If it can't be downloaded, or as in `load_checkpoint_file`.
-    """
-    return load_checkpoint_file(download_checkpoint(url), map_location)
-
-
 def download_checkpoint(url: str, *, sha256: str | None = None) -> Path:
-    """The local copy of a checkpoint; what is no checkpoint does not enter the cache.
+    """Return the local copy of a checkpoint; only a checkpoint enters the cache.
 
     Raises:
-        CheckpointError: If it can't be downloaded in full.
+        CheckpointError: If it can't be downloaded completely.
     """
-    return download(url, sha256=sha256, damage=file_damage)
+    return download(url, sha256=sha256, find_damage=find_damage)
 
 
 def existing_file(filename: str | os.PathLike[str]) -> Path:
-    """The path of a file that exists.
+    """Return the path of a file that exists and may be read.
 
     Raises:
-        CheckpointError: If it does not, or the name can't be one.
+        MissingCheckpointError: If there is no such file.
+        CheckpointError: If it may not be opened.
     """
     try:
         path = Path(filename).expanduser()
         if path.is_file():
             path.open('rb').close()
             return path
-        exists = path.exists()
+        is_folder = path.is_dir()
     except PermissionError as error:
-        raise CheckpointError(f'{filename} can\'t be opened: its permissions, or those of its '
-                              'folder, do not let you read it') from error
+        raise CheckpointError(f'can\'t open {filename}: you have no permission to read it or its '
+                              'folder') from error
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null byte
         reason = getattr(error, 'strerror', None) or error
-        raise CheckpointError(f'{filename} is no usable file name: {reason}') from error
-    raise CheckpointError(f'{path} is not a file: a checkpoint (.pth, .pt or .safetensors) is '
-                          'needed' if exists else f'no such checkpoint: {path}')
+        raise MissingCheckpointError(f'{str(filename)!r} is not a valid file name: {reason}'
+                                     ) from error
+    raise MissingCheckpointError(f'{path} is a folder: name a checkpoint file (.pth, .pt or '
+                                 '.safetensors)' if is_folder else f'no such file: {path}')
 
 
 def without_code(checkpoint: Any) -> Any:
-    """Drop the one entry that mmengine would execute as Python when resuming."""
+    """Drop the one entry that mmengine would execute as Python code when resuming."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
-        meta.pop('config', None)  # Runner.resume runs it; only checkpoints of mmcv 1.x have it
+        meta.pop('config', None)  # executed by Runner.resume; only mmcv 1.x writes it
     return checkpoint
 
 
 def _explain(path: Path, error: Exception) -> str:
-    """Tell a file that would run code from one that is damaged."""
+    """Return the message for a file that would run code, or for one that is damaged."""
     match = None
     if isinstance(error, pickle.UnpicklingError):
         match = re.search(r'GLOBAL ((?:\w+\.)*\w+)', str(error)) or \
             re.search(r'but got <class \'([\w.]+)\'>', str(error))
     if match:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
-                f'which is not on the allow-list; where you trust the file, {_WAY_OUT} takes its '
-                'weights out of it')
-    return _unreadable(path, 'damaged or no checkpoint of torch')
+                'which is not on the allow-list; if you trust its author, `evit-mm convert '
+                f'{path} OUTPUT --trust` extracts its weights')
+    return _unreadable(path, 'damaged or not a file of torch.save')
 
 
 def _unreadable(path: Path, damage: str) -> str:
-    return f'{path} can\'t be read as a checkpoint: it is {damage}; fetch or save it again'
+    return (f'{path} can\'t be read as a checkpoint: it is {damage}; download or save it again')
 
 
-def file_damage(path: Path) -> str | None:
-    """What is wrong with a file, as far as a look from outside tells; None if it looks right."""
+def find_damage(path: Path) -> str | None:
+    """Describe the damage of a file, without loading it; None if it looks like a checkpoint."""
     with path.open('rb') as file:
         head = file.read(64)
     if not head:
         return 'empty'
     if head.startswith(b'PK'):
-        if path.suffix == '.safetensors':  # that name promises that there is no pickle in it
-            return 'a file of torch.save (.pth) under the name of a safetensors file'
+        if path.suffix == '.safetensors':  # that name promises that there is no pickle inside
+            return 'a file of torch.save (.pth) with the suffix .safetensors'
         try:
             if not zipfile.is_zipfile(path):
                 return 'cut off before its end'
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except Exception:  # zipfile raises half a dozen kinds for what it can't make sense of
-            return 'damaged in its list of contents'
+        except Exception:  # zipfile raises half a dozen types for what it can't parse
+            return 'damaged in its directory of entries'
         is_program = any(name.endswith('/constants.pkl') for name in names)
         return 'a TorchScript program, not a checkpoint' if is_program else None
     if head[8:9] == b'{':
@@ -241,11 +230,11 @@ def file_damage(path: Path) -> str | None:
     if re.fullmatch(rb'[\t\n\r -~]*', head) or head.lstrip()[:1] in (b'<', b'{'):
         return 'text, not a checkpoint'
     if head.startswith(b'\x1f\x8b'):
-        return 'packed by gzip, not a checkpoint'
+        return 'compressed with gzip, not a checkpoint'
     if path.suffix == '.safetensors':
-        return 'damaged or no safetensors file'
-    # torch's older format is a row of pickles, of protocol 2 and up.
-    return None if head.startswith(b'\x80') else 'damaged or no checkpoint'
+        return 'damaged or not a safetensors file'
+    # torch's old format is a sequence of pickles of protocol 2 or higher.
+    return None if head.startswith(b'\x80') else 'damaged or not a checkpoint'
 
 
 def _safetensors_damage(path: Path) -> str | None:
@@ -253,8 +242,8 @@ def _safetensors_damage(path: Path) -> str | None:
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
         if 8 + length > size:
-            return 'cut off before its end, or its header lies about its length'
-        if length > _LONGEST_HEADER:
+            return 'cut off before its end, or its header has a wrong length'
+        if length > _MAX_HEADER:
             return 'damaged in its header'
         try:
             header = json.loads(file.read(length))
@@ -264,5 +253,5 @@ def _safetensors_damage(path: Path) -> str | None:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return 'damaged in its header'
     if missing > 0:
-        return f'cut off before its end ({missing} bytes are missing that its header names)'
+        return f'cut off before its end ({missing} bytes that its header lists are missing)'
     return None

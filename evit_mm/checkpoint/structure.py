@@ -1,4 +1,4 @@
-"""Read from names and shapes alone what weights are: whose layout, which variant, what window."""
+"""Infer layout, variant and window sizes of weights from the names and shapes of tensors alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..arch import ARCHS
 from .key_maps import LAYOUTS, Layout
 
 __all__ = ['Structure', 'backbone_names', 'classifier_names', 'describe_weights', 'find_prefixes',
-           'recognise', 'variant_of']
+           'infer_structure', 'variant_of']
 
 _MAX_STAGES = 3
 _STEM = 'stem.0.conv.weight'
@@ -19,17 +19,18 @@ _NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
 @dataclass(frozen=True)
 class Structure:
-    """What a backbone's state dict says about the backbone.
+    """Structure of the backbone to which a state dict belongs.
 
     Attributes:
-        layout: Whose key names they are.
+        layout: The layout of its keys.
         fused: Whether it is an export with BN folded into the convolutions.
         embed_dims: Channels, per stage.
-        depths: Blocks, per stage.
-        num_heads: Heads, per stage.
+        depths: Number of blocks, per stage.
+        num_heads: Number of heads, per stage.
         key_dims: Channels of a head's query, per stage.
-        kernel_sizes: Side of the query's kernel, per head of the stage with the most heads.
-        window_sizes: Side of the windows, per stage; 0 where the bias table is not square.
+        kernel_sizes: Side of the query convolution's kernel, per head of the stage with the most
+            heads.
+        window_sizes: Side of the windows, per stage; 0 if the bias table is not square.
     """
 
     layout: Layout
@@ -42,18 +43,18 @@ class Structure:
     window_sizes: tuple[int, ...]
 
 
-def recognise(state: Mapping[str, Any]) -> Structure | None:
-    """Find out what a backbone's weights are; None if they are none of EfficientViT's.
+def infer_structure(state: Mapping[str, Any]) -> Structure | None:
+    """Return the structure of a backbone, or None if the weights are not of an EfficientViT.
 
     Args:
-        state: Anything with a ``shape``, by keys of one of `LAYOUTS` without a prefix.
+        state: Objects with a ``shape``, by keys of one of `LAYOUTS` without a prefix.
     """
     for layout in LAYOUTS:
-        found = _structure(state, layout, layout.published_key, fused=False)
-        if found is None and layout.fused:
-            found = _structure(state, layout, _fused_key(layout), fused=True)
-        if found:
-            return found
+        structure = _read_structure(state, layout, layout.published_key, fused=False)
+        if structure is None and layout.fused:
+            structure = _read_structure(state, layout, _fused_key(layout), fused=True)
+        if structure:
+            return structure
     return None
 
 
@@ -63,8 +64,8 @@ def _fused_key(layout: Layout) -> Callable[[str], str]:
     return lambda name: fused(layout.published_key(name))
 
 
-def _structure(state: Mapping[str, Any], layout: Layout, key: Callable[[str], str], *,
-               fused: bool) -> Structure | None:
+def _read_structure(state: Mapping[str, Any], layout: Layout, key: Callable[[str], str], *,
+                    fused: bool) -> Structure | None:
     def shape(name: str) -> tuple[int, ...]:
         tensor = state.get(key(name))
         return tuple(tensor.shape) if tensor is not None else ()
@@ -95,18 +96,22 @@ def _structure(state: Mapping[str, Any], layout: Layout, key: Callable[[str], st
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
-    """Say which variant a backbone's state dict of any known layout holds."""
-    found = recognise(state)
-    if found is None:
+    """Describe the variant and layout of a backbone's state dict, such as 'm4 in the timm layout'.
+
+    Returns:
+        str: 'another model' if it is not an EfficientViT.
+    """
+    structure = infer_structure(state)
+    if structure is None:
         return 'another model'
-    name = variant_of(found) or f'a variant of its own with embed_dims={found.embed_dims}'
-    return f'{name} in the {found.layout.name} layout'
+    name = variant_of(structure) or f'a custom variant with embed_dims={structure.embed_dims}'
+    return f'{name} in the {structure.layout.name} layout'
 
 
 def variant_of(structure: Structure) -> str | None:
-    """The name of a published variant, ``'m0'`` to ``'m5'``; None for any other.
+    """Return the name of the published variant, ``'m0'`` to ``'m5'``, or None for any other.
 
-    Weights without the last stages count as the variant that they are the beginning of.
+    Weights without the last stages count as the variant whose first stages they are.
     """
     stages = len(structure.depths)
     for name, arch in ARCHS.items():
@@ -120,7 +125,7 @@ def variant_of(structure: Structure) -> str | None:
 
 
 def find_prefixes(state: Mapping[str, Any]) -> list[str]:
-    """What stands before the keys of each backbone in a state dict: ``['backbone.']``."""
+    """Return the key prefix of every backbone in a state dict, such as ``['backbone.']``."""
     prefixes = []
     for layout in LAYOUTS:
         names = {layout.published_key(_STEM)}
@@ -133,11 +138,11 @@ def find_prefixes(state: Mapping[str, Any]) -> list[str]:
 
 
 def backbone_names(depths: Sequence[int], num_heads: Sequence[int]) -> list[str]:
-    """Our names of a backbone's tensors, without building it.
+    """Return our names of a backbone's tensors, without building the backbone.
 
     Args:
-        depths: Blocks, per stage.
-        num_heads: Heads, per stage.
+        depths: Number of blocks, per stage.
+        num_heads: Number of heads, per stage.
     """
     def conv_norm(path: str) -> Iterator[str]:
         yield f'{path}.conv.weight'
@@ -171,6 +176,6 @@ def backbone_names(depths: Sequence[int], num_heads: Sequence[int]) -> list[str]
 
 
 def classifier_names() -> list[str]:
-    """Our names of the ImageNet classifier's tensors, which only converted files have."""
+    """Return our names of the ImageNet classifier's tensors, which only converted files contain."""
     return ([f'head.norm.{tensor}' for tensor in _NORM]
             + ['head.linear.weight', 'head.linear.bias'])

@@ -1,7 +1,7 @@
-"""The published weights: one table for configs, documentation and the loader, and their names.
+"""Published weights: one table for configs, documentation and the loader.
 
-Everything is fetched by `evit_mm.checkpoint.download`, the files of Hugging Face's hub too. Its own
-client would bring a second cache and a dozen packages for what is one https address a file.
+`evit_mm.checkpoint.download` fetches all of them, including those on Hugging Face's hub. The hub's
+own client would add a second cache and a dozen packages, for what is one https address per file.
 """
 
 import difflib
@@ -9,12 +9,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
-from .safe_load import download_checkpoint, existing_file
+from .safe_load import MapLocation, download_checkpoint, existing_file, load_checkpoint_file
 
-__all__ = ['PUBLISHED', 'Published', 'address', 'local_copy', 'markdown_table',
-           'published']
+__all__ = ['PUBLISHED', 'TIMM_REPOSITORY', 'Published', 'address', 'find_published', 'list_weights',
+           'local_copy', 'markdown_table', 'read_checkpoint']
 
 _RELEASE = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 _HUB = 'https://huggingface.co'
@@ -23,23 +24,23 @@ _TIMM_NAME = r'efficientvit_m[0-5]'
 _HUB_NAME = re.compile(r'(?:hf-hub:|hf://)(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?'
                        r'(?:/(?P<file>.+))?')
 
-
-# A tag begins like r224; what ends in .pth is a file in a folder called timm.
+# A tag starts like r224; a name that ends in .pth is a file in a folder called timm.
 TIMM_REPOSITORY = rf'timm/{_TIMM_NAME}(?:\.r\d[\w.-]*)?$'
+"""Pattern of timm's names of its repositories on Hugging Face's hub."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published file.
+    """A published file.
 
     Attributes:
-        name: What a config calls it.
-        source: Its address, or its place on Hugging Face's hub (``hf-hub:owner/repository``).
+        name: Its name in configs.
+        source: Its address, or its repository on Hugging Face's hub (``hf-hub:owner/repository``).
         arch: The variant, ``'m0'`` to ``'m5'``.
-        trained_for: Data and task.
-        accuracy: As published; empty where nothing was.
-        size: Bytes; None where it is not known.
-        sha256: Of the file; None where it is not known.
+        trained_for: Dataset and task.
+        accuracy: As published; empty if it was not.
+        size: In bytes; None if unknown.
+        sha256: SHA-256 of the file; None if unknown.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Published:
 
     @property
     def address(self) -> str:
-        """Where it is downloaded from."""
+        """The https address of the file."""
         return _hub_address(self.source) if _HUB_NAME.fullmatch(self.source) else self.source
 
 
@@ -70,35 +71,40 @@ PUBLISHED: tuple[Published, ...] = (
     *(Published(f'timm://efficientvit_{arch}', f'hf-hub:timm/efficientvit_{arch}.{_TIMM_TAG}', arch,
                 'ImageNet-1k at 224') for arch in _TOP1),
 )
-"""Microsoft's classifiers and detectors, and timm's files."""
+"""Microsoft's classifiers and detectors, and timm's classifiers."""
 
 
-def published(name: str) -> Published | None:
-    """The row of the table that a name means: with its scheme, or, for ours, without."""
+def list_weights() -> tuple[Published, ...]:
+    """Return the published weights that can be loaded by name."""
+    return PUBLISHED
+
+
+def find_published(name: str) -> Published | None:
+    """Return the published weights of a name; ``evit://`` may be left out."""
     return next((row for row in PUBLISHED if name in (row.name, row.name.removeprefix('evit://'))),
                 None)
 
 
 def address(source: str) -> str:
-    """The http or https address that ``source`` means.
+    """Return the http or https address of weights.
 
     Args:
         source: One of
 
-            - ``evit://efficientvit_m4``, or without the scheme: the first column of the table,
-            - ``timm://efficientvit_m4``, with another tag too: ``timm://efficientvit_m4.mine``,
+            - ``evit://efficientvit_m4``, or the same without ``evit://``: a name in `PUBLISHED`,
+            - ``timm://efficientvit_m4``, also with another tag: ``timm://efficientvit_m4.mine``,
             - ``timm/efficientvit_m4.r224_in1k``: that repository on Hugging Face's hub,
-            - ``hf-hub:owner/repository``, with ``@revision`` and ``/file`` where they are not
-              main and model.safetensors; ``hf://`` is the same. ``HF_ENDPOINT`` names another
+            - ``hf-hub:owner/repository``, with ``@revision`` and ``/file`` if these differ from
+              main and model.safetensors; ``hf://`` is the same. ``HF_ENDPOINT`` selects another
               server than huggingface.co.
 
     Returns:
-        str: The address; anything else, a file or an address already, as it is.
+        str: The address; anything else, such as a file or an address, is returned unchanged.
 
     Raises:
-        CheckpointError: If it is written like a name, but is none.
+        CheckpointError: If the name is not published or malformed.
     """
-    row = published(source)
+    row = find_published(source)
     if row:
         return row.address
     if source.startswith('evit://'):
@@ -117,25 +123,45 @@ def address(source: str) -> str:
     return source
 
 
-def local_copy(source: str) -> Path:
-    """The file that a name, an address or a path means, downloaded where it has to be.
+def local_copy(source: str | os.PathLike[str]) -> Path:
+    """Return the local file of a name, an address or a path, and download it if necessary.
 
-    A file that is called like a name goes first.
+    A local file with the same name takes precedence over a published one.
 
     Raises:
-        CheckpointError: If there is none, or it can't be downloaded.
+        MissingCheckpointError: If there is no such file.
+        CheckpointError: If the file may not be opened or can't be downloaded.
     """
+    source = os.fspath(source)
     if _is_file(source):
         return Path(source).expanduser()
-    place = address(source)
-    if place.startswith(('http://', 'https://')):
-        row = published(source)
-        return download_checkpoint(place, sha256=row.sha256 if row else None)
-    return existing_file(place)
+    url = address(source)
+    if url.startswith(('http://', 'https://')):
+        row = find_published(source)
+        return download_checkpoint(url, sha256=row.sha256 if row else None)
+    return existing_file(source)
+
+
+def read_checkpoint(source: str | os.PathLike[str], map_location: MapLocation = None, *,
+                    trust: bool = False) -> Any:
+    """Load a checkpoint from a file, an address or a published name, without running code from it.
+
+    Args:
+        source: As in `local_copy`.
+        map_location: As in `torch.load`.
+        trust: As in `load_checkpoint_file`.
+
+    Returns:
+        The content, usually a dict; see `load_checkpoint_file`.
+
+    Raises:
+        CheckpointError: As in `local_copy` and `load_checkpoint_file`.
+    """
+    return load_checkpoint_file(local_copy(source), map_location, trust=trust)
 
 
 def markdown_table() -> str:
-    """The table, as docs/weights.md shows it."""
+    """Return the table of published weights, as docs/weights.md shows it."""
     rows = [('name', 'variant', 'trained for', 'published accuracy', 'size', 'SHA-256', 'address'),
             ('---',) * 7]
     for row in PUBLISHED:
@@ -152,8 +178,8 @@ def _is_timm_repository(source: str) -> bool:
 def _hub_address(name: str) -> str:
     match = _HUB_NAME.fullmatch(name)
     if not match:
-        raise CheckpointError(f'{name} is no file of Hugging Face\'s hub: write '
-                              'hf-hub:owner/repository, and /file where it is not '
+        raise CheckpointError(f'{name} is not a file on Hugging Face\'s hub: write '
+                              'hf-hub:owner/repository, followed by /file if it is not '
                               'model.safetensors')
     repository = match['repository']
     if re.fullmatch(f'timm/{_TIMM_NAME}', repository):

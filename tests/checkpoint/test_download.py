@@ -1,24 +1,21 @@
-"""Downloads resume, are checked, happen once, and leave no half file in the cache."""
+"""Downloads are resumed, verified, done once, and never incomplete in the cache."""
 
 import contextlib
 import gzip
 import hashlib
 import http.server
 import json
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from evit_mm.checkpoint import download as module
-from evit_mm.checkpoint.download import cached_file, download
+from evit_mm.checkpoint.download import cache_path, download
 from evit_mm.checkpoint.safe_load import download_checkpoint
 from evit_mm.errors import CheckpointError
 
@@ -27,15 +24,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file at every address, as badly as it is told to."""
+    """A server with one file at every address, and the faults that its attributes select."""
 
     content = CONTENT
     etag: str | None = '"one"'
     modified: str | None = None
     ranges = True
-    cuts: tuple[int, ...] = ()  # bytes after which each of the first answers ends
-    announced: int | None = None  # Content-Length, where it is a lie
-    shift = 0  # of the part that is sent, where it is the wrong one
+    cuts: tuple[int, ...] = ()  # bytes after which each of the first responses ends
+    announced: int | None = None  # a wrong Content-Length
+    shift = 0  # bytes between the requested part and the one that is sent
     delay = 0.0
     redirect: dict[str, str] | None = None
 
@@ -106,81 +103,81 @@ def server(cache):
         running.shutdown()
 
 
-def fails(url, *fragments, **options):
+def assert_fails(url, *fragments, **options):
     with pytest.raises(CheckpointError) as error:
         download(url, **options)
     text = str(error.value)
     assert all(fragment in text for fragment in (f'could not download {url}', *fragments)), text
-    assert 'put the file at' in text and '\n' not in text
+    assert 'save the file as' in text and '\n' not in text
 
 
-def left_in(cache):
+def files_in(cache):
     return sorted(path.name for path in cache.iterdir() if path.suffix not in ('.lock', '.origin'))
 
 
 @pytest.mark.parametrize('validator', [
     {'etag': '"one"'}, {'etag': None, 'modified': 'Wed, 01 Jan 2025 00:00:00 GMT'},
     {'etag': 'W/"weak"', 'modified': 'Wed, 01 Jan 2025 00:00:00 GMT'}])
-def test_a_cut_connection_is_taken_up_where_it_ended(server, cache, validator):
+def test_interrupted_download_is_continued(server, cache, validator):
     for name, value in validator.items():
         setattr(server, name, value)
     server.cuts = (50000, 20000)
     path = download(server.url)
     assert path == cache / 'a.bin' and path.read_bytes() == CONTENT
     assert server.requests == [None, 'bytes=50000-', 'bytes=70000-']
-    assert left_in(cache) == ['a.bin']
+    assert files_in(cache) == ['a.bin']
     assert download(server.url) == path and len(server.requests) == 3  # from the cache
 
 
-def test_the_next_call_goes_on_too(server, cache):
+def test_next_call_continues_a_download(server, cache):
     server.cuts = (50000, 0)
-    fails(server.url, 'the connection ended after 50000 of 102400 bytes')
-    assert left_in(cache) == ['a.bin.part', 'a.bin.part.json']
+    assert_fails(server.url, 'the connection ended after 50000 of 102400 bytes')
+    assert files_in(cache) == ['a.bin.part', 'a.bin.part.json']
     assert download(server.url).read_bytes() == CONTENT
     assert server.requests == [None, 'bytes=50000-', 'bytes=50000-']
-    assert left_in(cache) == ['a.bin']
+    assert files_in(cache) == ['a.bin']
 
 
-def test_a_file_that_has_changed_is_fetched_anew(server, cache):
+def test_changed_file_is_downloaded_again(server, cache):
     server.cuts = (50000, 0)
-    fails(server.url, 'ended after 50000')
+    assert_fails(server.url, 'ended after 50000')
     server.etag, server.content = '"two"', CONTENT[::-1]
     assert download(server.url).read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_without_ranges(server, cache):
+def test_server_without_ranges(server, cache):
     server.ranges = False
     server.cuts = (50000,)
     assert download(server.url).read_bytes() == CONTENT
     assert server.requests == [None, 'bytes=50000-']
 
 
-def test_a_server_that_can_not_say_what_it_sends(server, cache):
-    """Without an ETag or a date nobody knows whether the rest belongs to the part."""
+def test_server_without_validators(server, cache):
+    """Without an ETag or a date, the rest may belong to another version of the file."""
     server.etag = None
     server.cuts = (50000,)
-    fails(server.url, 'the connection ended after 50000 of 102400 bytes')
-    assert left_in(cache) == []
+    assert_fails(server.url, 'the connection ended after 50000 of 102400 bytes')
+    assert files_in(cache) == []
     assert download(server.url).read_bytes() == CONTENT
     assert server.requests == [None, None]
 
 
-def test_a_part_that_is_longer_than_the_file(server, cache):
+def test_part_longer_than_the_file(server, cache):
     server.cuts = (50000, 0)
-    fails(server.url, 'ended after 50000')
+    assert_fails(server.url, 'ended after 50000')
     server.content = b'short'
     assert download(server.url).read_bytes() == b'short'
-    assert server.requests[-2:] == ['bytes=50000-', None]  # refused with 416, then asked anew
+    assert server.requests[-2:] == ['bytes=50000-', None]  # refused with 416, then requested again
 
 
-def test_a_server_that_sends_the_wrong_part(server, cache):
+def test_server_that_sends_the_wrong_part(server, cache):
     server.cuts = (50000,)
     server.shift = 7
-    fails(server.url, 'another part of the file')
-    assert left_in(cache) == []
+    assert_fails(server.url, 'a different part of the file')
+    assert files_in(cache) == []
 
 
-def test_parts_of_other_addresses_and_damaged_notes_are_not_used(server, cache):
+def test_parts_of_other_addresses_and_damaged_notes_are_ignored(server, cache):
     cache.mkdir(parents=True)
     (cache / 'a.bin.part').write_bytes(b'x' * 50)
     for note in (json.dumps(dict(url='http://other/a.bin', validator='"one"', total=102400)),
@@ -194,78 +191,79 @@ def test_parts_of_other_addresses_and_damaged_notes_are_not_used(server, cache):
 
 @pytest.mark.parametrize('announced,fragment', [
     (len(CONTENT) + 1000, 'the connection ended after 102400 of 103400 bytes'),
-    (1000, 'what came is cut off before its end')])
-def test_a_wrong_length(server, cache, announced, fragment):
+    (1000, 'the download is cut off before its end')])
+def test_wrong_length(server, cache, announced, fragment):
     state = save({'w': torch.zeros(25000)})
     server.content = state + bytes(len(CONTENT) - len(state))
     server.announced = announced
     with pytest.raises(CheckpointError) as error:
         download_checkpoint(server.url)
     assert fragment in str(error.value)
-    assert 'a.bin' not in left_in(cache)
+    assert 'a.bin' not in files_in(cache)
     server.announced, server.content = None, state
     server.etag = '"right"'
     assert download_checkpoint(server.url).read_bytes() == state
 
 
 @pytest.mark.parametrize('content,fragment', [
-    (b'', 'what came is empty'), (b'<html>sign in to this network</html>', 'what came is text'),
-    (b'PK\3\4' + bytes(500), 'what came is cut off'),
-    (gzip.compress(CONTENT), 'what came is packed by gzip'),
-    (CONTENT, 'what came is damaged or no checkpoint')])
-def test_what_is_no_checkpoint_does_not_enter_the_cache(server, cache, content, fragment):
+    (b'', 'the download is empty'),
+    (b'<html>sign in to this network</html>', 'the download is text'),
+    (b'PK\3\4' + bytes(500), 'the download is cut off'),
+    (gzip.compress(CONTENT), 'the download is compressed with gzip'),
+    (CONTENT, 'the download is damaged or not a checkpoint')])
+def test_other_files_do_not_enter_the_cache(server, cache, content, fragment):
     server.content = content
     with pytest.raises(CheckpointError, match=fragment):
         download_checkpoint(server.url)
-    assert left_in(cache) == []
+    assert files_in(cache) == []
 
 
 def test_checksums(server, cache):
-    """Given, in the file's name, or from the hub's redirection; never half a file."""
+    """From the caller, the file name, or the response of the hub."""
     named = server.url.replace('a.bin', f'a-{SHA256[:10]}.bin')
     assert download(named).read_bytes() == CONTENT
     assert download(server.url, sha256=SHA256.upper()).is_file()
     (cache / 'a.bin').unlink()
-    fails(server.url, 'invalid hash', sha256='0' * 64)
-    fails(server.url.replace('a.bin', 'a-0123456789.bin'), 'invalid hash', '0123456789')
+    assert_fails(server.url, 'invalid hash', sha256='0' * 64)
+    assert_fails(server.url.replace('a.bin', 'a-0123456789.bin'), 'invalid hash', '0123456789')
     server.redirect = {'Location': '/stored', 'X-Linked-Etag': f'"{"0" * 64}"'}
-    fails(server.url, 'invalid hash')
-    assert left_in(cache) == [f'a-{SHA256[:10]}.bin']
+    assert_fails(server.url, 'invalid hash')
+    assert files_in(cache) == [f'a-{SHA256[:10]}.bin']
     server.redirect = {'Location': '/stored', 'X-Linked-Etag': f'"{SHA256}"'}
     server.cuts = (0,) * len(server.requests) + (40000,)
     assert download(server.url).read_bytes() == CONTENT
-    assert server.requests[-1] == 'bytes=40000-'  # through the redirection
+    assert server.requests[-1] == 'bytes=40000-'  # after the redirection
 
 
-def test_addresses_that_lead_nowhere(server, cache):
-    fails(server.url.replace('a.bin', 'gone.bin'), 'Not Found')
-    fails('http://127.0.0.1:9/a.bin', 'refused')
+def test_invalid_addresses(server, cache):
+    assert_fails(server.url.replace('a.bin', 'gone.bin'), 'Not Found')
+    assert_fails('http://127.0.0.1:9/a.bin', 'refused')
     server.redirect = {'Location': 'file:///etc/hostname'}
-    fails(server.url, 'is not allowed')
+    assert_fails(server.url, 'is not allowed')
     for url in ('file:///etc/hostname', 'ftp://127.0.0.1/a.bin', 'a.bin'):
-        with pytest.raises(CheckpointError, match='no http or https address'):
+        with pytest.raises(CheckpointError, match='not an http or https address'):
             download(url)
     for url in (server.url.replace('a.bin', name) for name in ('', '..', 'x%00', '%1b[2J')):
-        with pytest.raises(CheckpointError, match='names no file'):
+        with pytest.raises(CheckpointError, match='does not name a file'):
             download(url)
-    assert left_in(cache) == []
+    assert files_in(cache) == []
 
 
-def test_secure_addresses_lead_to_secure_ones_only():
+def test_https_never_redirects_to_http():
     request = module.urllib.request.Request('https://example.org/a.bin')
     with pytest.raises(OSError, match='not secure'):
         module._Redirects().redirect_request(request, None, 302, '', {}, 'http://example.org/b')
 
 
-def test_files_of_the_hub_keep_apart(cache):
-    """Nearly all of them are called model.safetensors."""
-    names = [cached_file(f'https://huggingface.co/timm/{name}/resolve/main/model.safetensors').name
+def test_cache_paths_of_hub_files_differ(cache):
+    """Most of them are called model.safetensors."""
+    names = [cache_path(f'https://huggingface.co/timm/{name}/resolve/main/model.safetensors').name
              for name in ('efficientvit_m0.r224_in1k', 'efficientvit_m1.r224_in1k')]
     assert names[0] == 'timm--efficientvit_m0.r224_in1k--main--model.safetensors' != names[1]
 
 
-def test_files_of_one_name_are_not_mistaken_for_one_another(server, cache):
-    """Every training run has an epoch_12.pth, and some servers one 'get' for all."""
+def test_files_with_the_same_name_are_distinguished(server, cache):
+    """Every training run has an epoch_12.pth, and some servers have one address for all files."""
     host = f'http://127.0.0.1:{server.server_port}'
     paths = {}
     for number, place in enumerate(('/one/a.pth', '/two/a.pth', '/get?id=1', '/get?id=2')):
@@ -275,20 +273,20 @@ def test_files_of_one_name_are_not_mistaken_for_one_another(server, cache):
     assert len(set(paths.values())) == len(paths)
     assert paths['/one/a.pth'] == cache / 'a.pth'
     assert re.fullmatch(r'[0-9a-f]{12}--a\.pth', paths['/two/a.pth'].name)
-    asked = len(server.requests)
+    count = len(server.requests)
     for place, path in paths.items():
         assert download(host + place) == path
     assert download(f'{host}/two/a.pth?signature=new') == paths['/two/a.pth']
     (cache / 'a.pth').unlink()
     (cache / 'a.pth.origin').unlink()
-    (cache / 'a.pth').write_bytes(b'put here by hand')
-    assert download(f'{host}/two/a.pth').read_bytes() == b'put here by hand'
-    assert len(server.requests) == asked
+    (cache / 'a.pth').write_bytes(b'put there by hand')
+    assert download(f'{host}/two/a.pth').read_bytes() == b'put there by hand'
+    assert len(server.requests) == count
 
 
 @pytest.mark.parametrize('etag,left', [(None, []), ('"one"', ['a.bin.part', 'a.bin.part.json'])])
 @pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
-def test_full_disks_and_interruptions(server, cache, monkeypatch, etag, left, failure):
+def test_full_disk_and_interruption(server, cache, monkeypatch, etag, left, failure):
     def fail(_, answer, file, *__):
         file.write(answer.read(1000))
         raise failure
@@ -298,53 +296,46 @@ def test_full_disks_and_interruptions(server, cache, monkeypatch, etag, left, fa
         patch.setattr(module._Download, '_copy', fail)
         with pytest.raises((CheckpointError, KeyboardInterrupt), match='No space|^$'):
             download(server.url)
-    assert left_in(cache) == left
+    assert files_in(cache) == left
     assert download(server.url).read_bytes() == CONTENT
     assert server.requests[-1] == ('bytes=1000-' if left else None)
 
 
-def test_spaces_and_letters_of_other_scripts(server, cache):
+def test_spaces_and_non_ascii_letters(server, cache):
     assert download(server.url.replace('a.bin', 'ü x%20y.bin')) == cache / 'ü x y.bin'
 
 
-def test_a_date_in_a_name_is_no_checksum(server):
+def test_date_in_a_name_is_not_a_checksum(server):
     for name in ('run-20240229.pth', 'run-20241231.pth'):
         assert download(server.url.replace('a.bin', name)).read_bytes() == CONTENT
-    fails(server.url.replace('a.bin', 'run-20249931.pth'), 'invalid hash')
-
-
-ASK = ('import sys, torch\n'
-       'torch.hub.set_dir(sys.argv[2])\n'
-       'from evit_mm.checkpoint.download import download\n'
-       'print(download(sys.argv[1]))\n')
+    assert_fails(server.url.replace('a.bin', 'run-20249931.pth'), 'invalid hash')
 
 
 @pytest.fixture
 def other_process(server, cache):
-    """A process that has just begun to download the file."""
-    server.delay = 3.0
-    process = subprocess.Popen([sys.executable, '-c', ASK, server.url, str(cache.parent)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               cwd=Path(__file__).resolve().parents[2],
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    """Yield a process that has just started to download the file."""
+    server.delay = 2.0
+    # A copy of this process, which has imported everything already.
+    process = multiprocessing.get_context('fork').Process(target=download, args=(server.url,))
+    process.start()
     while not server.requests:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        assert process.is_alive()
+        time.sleep(0.02)
     yield process
     process.kill()
-    process.communicate(timeout=60)
+    process.join(timeout=60)
 
 
 def test_two_processes_download_once(server, cache, other_process):
     assert download(server.url).read_bytes() == CONTENT
-    output, errors = other_process.communicate(timeout=60)
-    assert output.strip().endswith('a.bin'), errors
+    other_process.join(timeout=60)
+    assert other_process.exitcode == 0
     assert server.requests == [None]
 
 
-def test_a_process_that_died_keeps_nobody_out(server, cache, other_process):
+def test_killed_process_does_not_block_others(server, cache, other_process):
     other_process.kill()
-    other_process.communicate(timeout=60)
+    other_process.join(timeout=60)
     assert (cache / 'a.bin.lock').exists()
     server.delay = 0.0
     assert download(server.url).read_bytes() == CONTENT

@@ -1,4 +1,4 @@
-"""What weights are is read from their names and shapes, without building anything."""
+"""Layout, variant and windows are inferred from names and shapes of tensors."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from evit_mm.checkpoint import (
     classifier_names,
     describe_weights,
     find_prefixes,
-    recognise,
+    infer_structure,
     variant_of,
 )
 from evit_mm.models import ARCHS, EfficientViT
 
 
 def published(arch, layout, *, fused=False, **options):
-    """A state dict in a layout, as its publisher or its fused export would name it."""
+    """Return a state dict in a layout, or in the fused form of it."""
     state = EfficientViT(arch, **options).state_dict()
     if not fused:
         return {layout.published_key(key): value for key, value in state.items()}
@@ -32,14 +32,14 @@ def published(arch, layout, *, fused=False, **options):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_names_are_the_models(arch):
+def test_names_are_those_of_the_model(arch):
     variant = ARCHS[arch]
     names = backbone_names(variant.depths, variant.num_heads)
     assert sorted(names) == sorted(EfficientViT(arch).state_dict())
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.name)
-def test_layouts_give_every_tensor_its_own_name(layout):
+def test_names_are_unique_in_every_layout(layout):
     for arch in ('m0', 'm5'):
         names = backbone_names(ARCHS[arch].depths, ARCHS[arch].num_heads) + classifier_names()
         assert len(layout.table(names)) == len(names)
@@ -48,36 +48,37 @@ def test_layouts_give_every_tensor_its_own_name(layout):
 @pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.name)
 @pytest.mark.parametrize('arch', ARCHS)
 def test_variants_and_windows(arch, layout):
-    found = recognise(published(arch, layout, window_sizes=(7, 8, 4)))
-    assert found.layout is layout and not found.fused
-    assert variant_of(found) == arch and found.window_sizes == (7, 8, 4)
+    structure = infer_structure(published(arch, layout, window_sizes=(7, 8, 4)))
+    assert structure.layout is layout and not structure.fused
+    assert variant_of(structure) == arch and structure.window_sizes == (7, 8, 4)
 
 
 @pytest.mark.parametrize('layout', [layout for layout in LAYOUTS if layout.fused],
                          ids=lambda layout: layout.name)
 def test_fused_exports(layout):
-    found = recognise(published('m2', layout, fused=True))
-    assert found.fused and found.layout is layout and variant_of(found) == 'm2'
+    structure = infer_structure(published('m2', layout, fused=True))
+    assert structure.fused and structure.layout is layout and variant_of(structure) == 'm2'
 
 
-def test_others():
-    assert recognise({}) is None
-    assert recognise({'stem.0.conv.weight': torch.zeros(8, 3, 3, 3)}) is None  # RTMDet has one too
+def test_other_models():
+    assert infer_structure({}) is None
+    # RTMDet has a tensor of this name.
+    assert infer_structure({'stem.0.conv.weight': torch.zeros(8, 3, 3, 3)}) is None
     tiny = dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2))
     state = EfficientViT(tiny).state_dict()
-    assert variant_of(recognise(state)) is None
+    assert variant_of(infer_structure(state)) is None
     assert describe_weights(state) == \
-        'a variant of its own with embed_dims=(16, 24, 32) in the evit-mm layout'
+        'a custom variant with embed_dims=(16, 24, 32) in the evit-mm layout'
     state['stages.0.blocks.0.attn.attention_biases'] = torch.zeros(2, 48)
-    assert recognise(state).window_sizes == (0, 7, 7)
+    assert infer_structure(state).window_sizes == (0, 7, 7)
 
 
-def test_weights_without_the_last_stages_are_of_the_variant_they_begin():
+def test_variant_of_weights_without_the_last_stages():
     assert describe_weights(EfficientViT('m5', out_indices=(0, 1)).state_dict()) == \
         'm5 in the evit-mm layout'
 
 
-def test_prefixes():
+def test_find_prefixes():
     state = {'stem.0.conv.weight': 0, 'neck.stem.0.conv.weight_': 0}
     assert find_prefixes(state) == ['']
     assert find_prefixes({'student.backbone.patch_embed.0.c.weight': 0,

@@ -1,4 +1,4 @@
-"""Names of published weights lead to one address each, everywhere that weights are named."""
+"""Published names map to addresses, and load wherever a checkpoint can be named."""
 
 import re
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from evit_mm.checkpoint import PUBLISHED, address, local_copy, markdown_table, zoo
+from evit_mm.checkpoint import (
+    PUBLISHED,
+    address,
+    list_weights,
+    local_copy,
+    markdown_table,
+    read_checkpoint,
+    zoo,
+)
 from evit_mm.errors import CheckpointError
 from evit_mm.models import ARCHS, EfficientViT
 
@@ -15,7 +23,7 @@ HUB = 'https://huggingface.co/timm/efficientvit_m4.r224_in1k/resolve/'
 
 
 @pytest.fixture(autouse=True)
-def usual_hub(monkeypatch):
+def default_hub(monkeypatch):
     monkeypatch.delenv('HF_ENDPOINT', raising=False)
 
 
@@ -35,7 +43,7 @@ def usual_hub(monkeypatch):
     ('hf://timm/efficientvit_m4.r224_in1k/pytorch_model.bin', f'{HUB}main/pytorch_model.bin'),
     ('hf-hub:someone/theirs@a1b2/sub/w.pth',
      'https://huggingface.co/someone/theirs/resolve/a1b2/sub/w.pth'),
-    # Files and addresses stay what they are.
+    # Files and addresses are returned unchanged.
     ('efficientvit_m4.pth', 'efficientvit_m4.pth'),
     ('timm/efficientvit_m4.pth', 'timm/efficientvit_m4.pth'),
     ('https://example.org/a.pth', 'https://example.org/a.pth'),
@@ -52,27 +60,27 @@ def test_addresses(name, expected):
     ('hf-hub:nobody', 'write hf-hub:owner/repository'),
     ('hf://', 'write hf-hub:owner/repository'),
 ])
-def test_names_that_are_none(name, fragment):
+def test_unknown_names(name, fragment):
     with pytest.raises(CheckpointError, match=fragment):
         address(name)
     with pytest.raises(CheckpointError, match=fragment):
         CheckpointLoader.load_checkpoint(name, logger='silent')
 
 
-def test_another_hub(monkeypatch):
+def test_hub_endpoint_of_the_environment(monkeypatch):
     monkeypatch.setenv('HF_ENDPOINT', 'https://mirror.example/')
     assert address('timm://efficientvit_m0') == \
         'https://mirror.example/timm/efficientvit_m0.r224_in1k/resolve/main/model.safetensors'
     assert address('efficientvit_m0').startswith(RELEASE)
 
 
-def test_names_load_in_every_place_that_takes_a_checkpoint(tmp_path, monkeypatch):
-    """The downloads themselves are tests/compat/test_download.py's matter."""
+def test_names_load_in_every_place_that_accepts_a_checkpoint(tmp_path, monkeypatch):
+    """test_download.py tests the downloads themselves."""
     torch.save({'model': EfficientViT('m0').state_dict()}, tmp_path / 'm0.pth')
-    asked = []
+    requests = []
 
-    def download(url, *, sha256=None, damage=None):
-        asked.append((url, sha256))
+    def download(url, *, sha256=None, find_damage=None):
+        requests.append((url, sha256))
         return tmp_path / 'm0.pth'
 
     monkeypatch.setattr('evit_mm.checkpoint.safe_load.download', download)
@@ -85,19 +93,21 @@ def test_names_load_in_every_place_that_takes_a_checkpoint(tmp_path, monkeypatch
         model.init_weights()
         assert local_copy(name) == tmp_path / 'm0.pth'
     ours, hub = (row.address, 'ab' * 32), (address('timm://efficientvit_m0'), None)
-    assert asked == [ours] * 4 + [hub] * 6
+    assert requests == [ours] * 4 + [hub] * 6
 
 
-def test_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
+def test_local_file_takes_precedence_over_a_published_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'timm').mkdir()
     for name in ('efficientvit_m0', 'timm/efficientvit_m0.r224_in1k'):
         torch.save({'w': torch.ones(1)}, tmp_path / name)
         assert CheckpointLoader.load_checkpoint(name, logger='silent')['w'] == 1
         assert str(local_copy(name)) == name
+        assert read_checkpoint(tmp_path / name)['w'] == 1
 
 
-def test_the_table_is_whole():
+def test_published_weights():
+    assert list_weights() is PUBLISHED
     names = [row.name for row in PUBLISHED]
     assert len(set(names)) == len(names)
     for arch in ARCHS:
@@ -105,16 +115,16 @@ def test_the_table_is_whole():
     for row in PUBLISHED:
         assert row.arch in ARCHS and re.match('https://', row.address)
         assert address(row.name) == row.address
-    # Known ones only: nothing here may be made up.
+    # None is known yet, and none may be made up.
     assert {(row.size, row.sha256) for row in PUBLISHED} == {(None, None)}
 
 
-def test_the_documentation_shows_the_table(repository):
+def test_documentation_contains_the_table(repository):
     assert markdown_table() in (repository / 'docs' / 'weights.md').read_text(), \
-        'put the output of `tools/convert_weights.py --list` into docs/weights.md'
+        'copy the output of `evit-mm convert --list` to docs/weights.md'
 
 
-def test_accuracies_are_those_of_the_readme(repository):
+def test_accuracies_match_the_readme(repository):
     text = (repository / 'README.md').read_text()
     for row in PUBLISHED:
         if row.accuracy.endswith('top-1'):
