@@ -1,9 +1,9 @@
 """Check that the backbone, the neck and the heads of a model fit together.
 
-A backbone can't see its neck, nor a neck its heads: MMDetection and MMSegmentation build them from
-separate parts of a config, and a wrong number of channels shows as a shape error in the first step.
-Which arguments describe a part's inputs differs from class to class. This module therefore doesn't
-compare arguments: it runs the built model once on a small image, and looks for the layer that fails.
+MMDetection and MMSegmentation build these parts independently, from separate parts of a config, so
+that a wrong number of channels shows as a shape error in the first step. Which arguments describe
+the inputs of a part, and in which order, differs between classes. Therefore this module doesn't
+compare arguments. It runs the model on a small image, and looks for the layer that fails.
 """
 
 import random
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -38,7 +39,8 @@ _SHAPE_ERRORS = re.compile(
     r'cannot be multiplied|invalid for input of size', re.IGNORECASE)
 # Proposals and detections beyond a few only cost time.
 _FEW_DETECTIONS = {'max_per_img': 2, 'nms_pre': 16}
-_MAX_TRIALS = 16
+_MAX_TRIALS = 16  # for each change
+_MAX_CHANGES = 4
 _Path = tuple[str | int, ...]
 
 
@@ -61,6 +63,7 @@ class _Misfit:
 
     Attributes:
         part: Dotted name of the part in the model.
+        layer: Dotted name of the module in it that shows the misfit.
         sentence: What is wrong.
         advice: How to fix it, as far as the model tells.
         changes: Changes of the config that may fix it: arguments below ``part`` by name, and the
@@ -68,6 +71,7 @@ class _Misfit:
     """
 
     part: str
+    layer: str
     sentence: str
     advice: str
     changes: Mapping[str, list[Any]]
@@ -109,18 +113,18 @@ def _find_misfit(model: nn.Module) -> _Misfit | None:
 
 def _misfit_on(model: nn.Module, size: tuple[int, int]) -> _Misfit | None:
     trace = _Trace(model, size)
-    image = next(model.backbone.parameters()).new_zeros(1, 3, *size)
+    image = next(model.parameters()).new_zeros(1, 3, *size)
     with trace.recording():
-        misfit = trace.run(lambda: _predict(model, image))
+        misfit = trace.run(partial(_predict, model, image))
         if misfit is None and trace.maps is not None:
             misfit = _indices_misfit(model, trace.maps)
         for head in _auxiliary_heads(model):
             if misfit is None:
-                misfit = trace.run(lambda head=head: head(trace.outputs))
+                misfit = trace.run(partial(head, trace.outputs))
     return misfit or trace.strides_misfit
 
 
-def _predict(model: nn.Module, image: Tensor) -> None:
+def _predict(model: Any, image: Tensor) -> None:
     if not isinstance(model, BaseModel):
         maps = model.backbone(image)
         if getattr(model, 'neck', None) is not None:
@@ -210,10 +214,10 @@ class _Trace:
         assumed = [stride[0] if isinstance(stride, list | tuple) else stride for stride in declared]
         actual = [_stride(level, self.size) for level in levels]
         misfit = _Misfit(
-            name, f'{name} ({type(module).__name__}) is built for feature maps at strides '
+            name, name, f'{name} ({type(module).__name__}) is built for feature maps at strides '
             f'{assumed}, but gets maps at strides {actual}; {maps}',
             f'set its strides to {actual}, or change the levels that its input has',
-            {argument: [actual] for argument in ('strides', 'featmap_strides')})
+            {'strides': [actual]})
         if len(assumed) != len(actual):
             self.levels_misfit = self.levels_misfit or misfit
         # Generators may round (SSD's 300 / 3 = 100), and a map of one column tells no stride.
@@ -226,18 +230,18 @@ class _Trace:
             return self.levels_misfit
         name, layer, inputs = self._running[-1]
         channels = _channels(layer, inputs)
-        differs = channels is not None and channels[0] != channels[1]
+        if channels is not None and channels[0] == channels[1]:
+            channels = None
         is_neck = name.partition('.')[0] == 'neck'
         shape_error = isinstance(error, RuntimeError) and _SHAPE_ERRORS.search(str(error))
         count_error = is_neck and isinstance(error, AssertionError | IndexError | ValueError)
-        if not (differs or shape_error or count_error):
+        if not (channels or shape_error or count_error):
             return self.levels_misfit
-        if differs:
+        if channels:
             detail = f'{name} takes {channels[0]} channels, but gets {channels[1]}'
         else:
             detail = ' '.join(f'{type(error).__name__} in {name}: {error}'.split()).rstrip(': ')
-        return _channels_misfit(self.model, name, detail, self.maps,
-                                channels if differs else None)
+        return _channels_misfit(self.model, name, detail, self.maps, channels)
 
 
 def _channels_misfit(model: nn.Module, name: str, detail: str, maps: _Maps,
@@ -278,28 +282,28 @@ def _channels_misfit(model: nn.Module, name: str, detail: str, maps: _Maps,
         if layer and getattr(model, 'neck', None) is not None:
             changes['neck.out_channels'] = [layer[0]]
             advice += ', or out_channels of the neck'
-    return _Misfit(part, sentence, advice, changes)
+    return _Misfit(part, name, sentence, advice, changes)
 
 
 def _indices_misfit(model: nn.Module, maps: _Maps) -> _Misfit | None:
     """Check the ``in_index`` and ``feature_strides`` of a segmentor's heads."""
     count = len(maps.channels)
     for name, head in model.named_modules():
-        index = getattr(head, 'in_index', None)
-        indices = list(index) if isinstance(index, list | tuple) else [index]
+        index: Any = getattr(head, 'in_index', None)
+        indices: list[int] = list(index) if isinstance(index, list | tuple) else [index]
         if not all(isinstance(i, int) for i in indices):
             continue
         title = f'{name} ({type(head).__name__})'
         if any(i not in range(-count, count) for i in indices):
             return _Misfit(
-                name, f'{title} takes the feature maps in_index={index}, but {maps}',
+                name, name, f'{title} takes the feature maps in_index={index}, but {maps}',
                 f'choose from 0 to {count - 1}', {'in_index': [list(range(count)), count - 1]})
         strides: Any = getattr(head, 'feature_strides', None)
         taken = [maps.strides[i] for i in indices]
         # Only the ratios of the strides matter to such a head.
         if strides and [s * taken[0] for s in strides] != [s * strides[0] for s in taken]:
             return _Misfit(
-                name, f'{title} is built for feature_strides={list(strides)}, but {maps}',
+                name, name, f'{title} is built for feature_strides={list(strides)}, but {maps}',
                 f'set its feature_strides to {taken}', {'feature_strides': [taken]})
     return None
 
@@ -310,12 +314,12 @@ def _indices_misfit(model: nn.Module, maps: _Maps) -> _Misfit | None:
 def _tried_fix(misfit: _Misfit, config: Mapping[str, Any]) -> str | None:
     """Return changes of the config after which the whole model fits; None if none are found."""
     fix: list[str] = []
-    fixed_parts: set[str] = set()
+    fixed_layers: set[str] = set()
     remaining: _Misfit | None = misfit
     while remaining is not None:
-        fixed_parts.add(remaining.part)
-        step = _best_variant(remaining, config, fixed_parts)
-        if step is None:
+        fixed_layers.add(remaining.layer)
+        step = _best_variant(remaining, config, fixed_layers)
+        if step is None or len(fixed_layers) > _MAX_CHANGES:
             return None
         changes, remaining = step
         for path, value in changes.items():
@@ -326,9 +330,9 @@ def _tried_fix(misfit: _Misfit, config: Mapping[str, Any]) -> str | None:
     return 'set ' + ' and '.join(fix)
 
 
-def _best_variant(misfit: _Misfit, config: Mapping[str, Any], fixed_parts: set[str]
+def _best_variant(misfit: _Misfit, config: Mapping[str, Any], fixed_layers: set[str]
                   ) -> tuple[dict[_Path, Any], _Misfit | None] | None:
-    """Try changes; return one that fixes everything, or else one that fixes this part alone."""
+    """Try changes; return one that fixes everything, or else one that fixes this layer."""
     second_best = None
     for changes in islice(_variants(misfit, config), _MAX_TRIALS):
         try:
@@ -339,7 +343,7 @@ def _best_variant(misfit: _Misfit, config: Mapping[str, Any], fixed_parts: set[s
         remaining = _find_misfit(model)
         if remaining is None:
             return changes, None
-        if second_best is None and remaining.part not in fixed_parts:
+        if second_best is None and remaining.layer not in fixed_layers:
             second_best = changes, remaining
     return second_best
 
@@ -382,10 +386,11 @@ def _with_stem(backbone: Mapping[str, Any], path: _Path, in_channels: list[int]
 
 
 def _arguments(config: Any, name: str, path: _Path) -> Iterator[tuple[_Path, Any]]:
-    """Yield the place and the value of every argument of that name in a config."""
+    """Yield the path and the value of all arguments that end with a name."""
     if isinstance(config, Mapping):
-        if name in config:
-            yield (*path, name), config[name]
+        for key, value in config.items():
+            if str(key).endswith(name):
+                yield (*path, key), value
         for key, value in config.items():
             yield from _arguments(value, name, (*path, key))
     elif isinstance(config, list | tuple):
@@ -413,7 +418,7 @@ def _at_path(config: Any, path: tuple) -> Any:
 
 
 def _part_name(model: nn.Module, name: str) -> str:
-    """Return the outermost part around a layer that has ``in_channels``, or a child of the model."""
+    """Return the outermost part around a layer that has ``in_channels``; by default, a child."""
     path = name.split('.')
     for end in range(1, len(path) + 1):
         part = model.get_submodule('.'.join(path[:end]))

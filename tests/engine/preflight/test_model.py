@@ -107,12 +107,12 @@ def stock_model(package, name):
     model.pop('pretrained', None)
     without_sync(model)
     kind = model.backbone.type
-    table, first = FROM_RESNET, 0
+    table, first, out_indices = FROM_RESNET, 0, range(4)
     if kind == 'Darknet':
         table, first = FROM_DARKNET, 2
     elif kind == 'CSPNeXt':
-        table, first = FROM_CSPNEXT, 1
-    levels = [i - first for i in model.backbone.get('out_indices', range(4))]
+        table, first, out_indices = FROM_CSPNEXT, 1, range(2, 5)
+    levels = [i - first for i in model.backbone.get('out_indices', out_indices)]
     model.backbone = dict(
         type='EfficientViT', arch='m0', stem_strides=[(4, 8)[i] for i in levels if i < 2],
         out_indices=[i - 2 for i in levels if i >= 2])
