@@ -105,7 +105,7 @@ def check_model(model: nn.Module, config: Mapping[str, Any] | None = None) -> No
 
 
 def _find_misfit(model: nn.Module) -> _Misfit | None:
-    with _leaving_no_trace(model):
+    with _restoring_state(model):
         if _misfit_on(model, _IMAGE_SIZE) is None:
             return None
         return _misfit_on(model, _LARGE_IMAGE_SIZE)
@@ -340,7 +340,8 @@ def _best_variant(misfit: _Misfit, config: Mapping[str, Any], fixed_layers: set[
                 model = MODELS.build(_changed(config, changes))
         except Exception:  # this value contradicts another argument
             continue
-        remaining = _find_misfit(model)
+        with _restoring_state(model):
+            remaining = _misfit_on(model, _IMAGE_SIZE)
         if remaining is None:
             return changes, None
         if second_best is None and remaining.layer not in fixed_layers:
@@ -463,13 +464,13 @@ def _stride(feature_map: Tensor, size: tuple[int, int]) -> int:
     return round(size[1] / feature_map.shape[3])
 
 
-# --- nothing changes --------------------------------------------------------------------------
+# --- state of the model -----------------------------------------------------------------------
 
 
 @contextmanager
-def _leaving_no_trace(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients, and restore what a run can change."""
-    # Set directly, because train() does more in some models.
+def _restoring_state(model: nn.Module) -> Iterator[None]:
+    """Evaluate the model without gradients, and restore everything afterwards that this changes."""
+    # Set directly, because train() of some models does more than that.
     modes = [(module, module.training) for module in model.modules()]
     test_cfgs = [(cfg, dict(cfg)) for cfg in _test_cfgs(model)]
     try:

@@ -90,7 +90,7 @@ class TestFolder:
                 generate(root, overwrite=True, **TINY)
             assert snapshot(root) == {name: b'mine'}
 
-    def test_files_of_others_are_not_replaced_by_a_larger_dataset(self, generate, tmp_path, snapshot):
+    def test_files_of_others_are_not_replaced_by_more_images(self, generate, tmp_path, snapshot):
         generate(tmp_path, **TINY)
         new = next(tmp_path.rglob('*_train_*3.jpg'), tmp_path / 'train2017' / f'{3:012d}.jpg')
         mine = new.with_name(new.name.replace('3.jpg', '4.jpg'))

@@ -30,7 +30,7 @@ class TestDeterminism:
         images = [data for name, data in snapshot(tmp_path).items() if name.endswith('.jpg')]
         assert len(set(images)) == 15
 
-    def test_images_do_not_depend_on_the_size_of_the_dataset(self, generate, tmp_path, small, snapshot):
+    def test_images_do_not_depend_on_their_number(self, generate, tmp_path, small, snapshot):
         generate(tmp_path / 'few', **{**small, 'num_train': 3, 'num_val': 1})
         generate(tmp_path / 'many', **small)
         few, many = snapshot(tmp_path / 'few'), snapshot(tmp_path / 'many')
