@@ -169,7 +169,7 @@ def dataset(kind='ADE20KDataset', pipeline=(LOAD,), **more):
     return dict(type=kind, data_prefix=dict(img_path='a'), pipeline=list(pipeline), **more)
 
 
-def check_loaders_of(dataset, scope='mmseg', **model):
+def with_checks(dataset, scope='mmseg', **model):
     config = Config(dict(default_scope=scope, model=model, train_dataloader=dict(dataset=dataset)))
     check_while_loading(config)
     return config.train_dataloader.dataset
@@ -177,7 +177,7 @@ def check_loaders_of(dataset, scope='mmseg', **model):
 
 @pytest.mark.parametrize('kind', ['LoadAnnotations', 'mmseg.LoadAnnotations', LoadAnnotations])
 def test_checked_loader_replaces_the_plain_one(kind):
-    loader = check_loaders_of(dataset(pipeline=[dict(type=kind, imdecode_backend='cv2')])).pipeline[0]
+    loader = with_checks(dataset(pipeline=[dict(type=kind, imdecode_backend='cv2')])).pipeline[0]
     init_default_scope('mmseg')
     built = TRANSFORMS.build(loader)
     assert type(built) is CheckedLoadAnnotations and built.imdecode_backend == 'cv2'
@@ -189,16 +189,16 @@ def test_other_loaders_are_kept():
         pass
 
     for kind in ('LoadBiomedicalAnnotation', 'mmdet.LoadAnnotations', 'MyLoadAnnotations', Custom):
-        assert check_loaders_of(dataset(pipeline=[dict(type=kind)])).pipeline == [dict(type=kind)]
-    assert check_loaders_of(dataset(), scope='mmdet').pipeline == [LOAD]
-    assert check_loaders_of(dataset(_scope_='mmseg'), scope='mmdet').pipeline != [LOAD]
+        assert with_checks(dataset(pipeline=[dict(type=kind)])).pipeline == [dict(type=kind)]
+    assert with_checks(dataset(), scope='mmdet').pipeline == [LOAD]
+    assert with_checks(dataset(_scope_='mmseg'), scope='mmdet').pipeline != [LOAD]
 
 
 def test_loaders_in_nested_transforms_and_datasets():
     augmented = dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip')], [LOAD]])
     outer = dict(type='RepeatDataset', times=2, dataset=dict(
         type='ConcatDataset', datasets=[dataset(), dataset('BaseSegDataset', [augmented])]))
-    first, second = check_loaders_of(outer, decode_head=dict(num_classes=7)).dataset.datasets
+    first, second = with_checks(outer, decode_head=dict(num_classes=7)).dataset.datasets
     assert first.pipeline[0]['num_classes'] == 150
     assert second.pipeline[0].transforms[1][0] == dict(
         type='evit_mm.segmentation.labels.CheckedLoadAnnotations', num_classes=7, ignore_index=255)
@@ -208,11 +208,11 @@ def test_loaders_in_nested_transforms_and_datasets():
     ('ADE20KDataset', dict(classes=('wall', 'sky')), 2), (BaseSegDataset, dict(classes=['a']), 1),
     (ADE20KDataset, None, 150), ('NoSuchDataset', None, None)])
 def test_number_of_classes(kind, metainfo, expected):
-    loader = check_loaders_of(dataset(kind, metainfo=metainfo)).pipeline[0]
+    loader = with_checks(dataset(kind, metainfo=metainfo)).pipeline[0]
     assert loader['num_classes'] == expected
     # The config that a run saved has the checked loader already.
     loader.update(num_classes=99)
-    again = check_loaders_of(dataset(kind, [loader], metainfo=metainfo)).pipeline[0]
+    again = with_checks(dataset(kind, [loader], metainfo=metainfo)).pipeline[0]
     assert again['num_classes'] == expected
 
 
@@ -222,4 +222,4 @@ def test_number_of_classes(kind, metainfo, expected):
     (dict(decode_head=dict(ignore_index=None)), 255),
     (dict(type='SegTTAModel', module=dict(decode_head=dict(ignore_index=5))), 5)])
 def test_ignored_label_of_the_head(model, expected):
-    assert check_loaders_of(dataset(), **model).pipeline[0]['ignore_index'] == expected
+    assert with_checks(dataset(), **model).pipeline[0]['ignore_index'] == expected

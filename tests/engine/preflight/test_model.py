@@ -23,11 +23,9 @@ FROM_DARKNET = {256: 32, 512: 64, 1024: 128}
 FROM_CSPNEXT = {128: 32, 256: 64, 512: 128}
 
 DETECTORS = [
-    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
     'detr/detr_r50_8xb2-150e_coco',
     'yolo/yolov3_d53_8xb8-320-273e_coco',
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco',
-    'yolof/yolof_r50-c5_8xb8-1x_coco',
 ]
 MORE_DETECTORS = [
     'atss/atss_r50_fpn_1x_coco',
@@ -41,6 +39,7 @@ MORE_DETECTORS = [
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco',
     'dino/dino-4scale_r50_8xb2-12e_coco',
     'double_heads/dh-faster-rcnn_r50_fpn_1x_coco',
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
     'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
     'foveabox/fovea_r50_fpn_4xb4-1x_coco',
     'fpg/faster-rcnn_r50_fpg_crop640-50e_coco',
@@ -68,9 +67,9 @@ MORE_DETECTORS = [
     'solov2/solov2_r50_fpn_1x_coco',
     'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco',
     'yolact/yolact_r50_1xb8-55e_coco',
+    'yolof/yolof_r50-c5_8xb8-1x_coco',
 ]
 SEGMENTORS = [
-    'sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
     'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024',
     'maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512',
 ]
@@ -89,6 +88,7 @@ MORE_SEGMENTORS = [
     'isanet/isanet_r50-d8_4xb2-40k_cityscapes-512x1024',
     'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512',
     'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024',
+    'sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024',
     'upernet/upernet_r50_4xb2-40k_cityscapes-512x1024',
 ]
 FAMILIES = [
@@ -185,19 +185,36 @@ def apply_fix(model, text):
 @pytest.fixture
 def retinanet(repository):
     init_default_scope('mmdet')
-    return Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_coco.py').model
+    model = Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_coco.py').model
+    model.bbox_head.update(stacked_convs=1, feat_channels=16, num_classes=2)
+    return model
+
+
+@pytest.fixture
+def mask_rcnn(repository):
+    init_default_scope('mmdet')
+    model = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py').model
+    model.rpn_head.feat_channels = 16
+    model.roi_head.bbox_head.update(fc_out_channels=16, num_classes=2)
+    model.roi_head.mask_head.update(num_convs=1, conv_out_channels=16, num_classes=2)
+    return model
 
 
 @pytest.fixture
 def semantic_fpn(repository):
     init_default_scope('mmseg')
-    return Config.fromfile(repository / 'configs' / 'semantic_fpn_evit_m0_ade20k.py').model
+    model = Config.fromfile(repository / 'configs' / 'semantic_fpn_evit_m0_ade20k.py').model
+    model.decode_head.update(channels=16, num_classes=2)
+    return model
 
 
 @pytest.fixture
 def upernet(repository):
     init_default_scope('mmseg')
-    return Config.fromfile(repository / 'configs' / 'upernet_evit_m0_ade20k.py').model
+    model = Config.fromfile(repository / 'configs' / 'upernet_evit_m0_ade20k.py').model
+    model.decode_head.update(channels=16, num_classes=2)
+    model.auxiliary_head.update(channels=16, num_classes=2)
+    return model
 
 
 def refused(model, pattern, fix=None):
@@ -278,19 +295,15 @@ def test_a_head_of_another_width(retinanet):
             'bbox_head.in_channels=128')
 
 
-def test_several_heads_of_another_width(repository):
-    init_default_scope('mmdet')
-    model = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py').model
-    model.neck.out_channels = 128
-    refused(model, 'rpn_head.*in_channels=256.*128', 'neck.out_channels=256')
+def test_several_heads_of_another_width(mask_rcnn):
+    mask_rcnn.neck.out_channels = 128
+    refused(mask_rcnn, 'rpn_head.*in_channels=256.*128', 'neck.out_channels=256')
 
 
-def test_extractors_that_pool_from_other_strides(repository):
-    init_default_scope('mmdet')
-    model = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py').model
-    model.neck.num_extra_trans_convs = 1
-    model.rpn_head.anchor_generator.strides = [8, 16, 32, 64, 128]
-    refused(model, r'roi_extractor.*\[4, 8, 16, 32\].*\[8, 16, 32, 64\]')
+def test_extractors_that_pool_from_other_strides(mask_rcnn):
+    mask_rcnn.neck.num_extra_trans_convs = 1
+    mask_rcnn.rpn_head.anchor_generator.strides = [8, 16, 32, 64, 128]
+    refused(mask_rcnn, r'roi_extractor.*\[4, 8, 16, 32\].*\[8, 16, 32, 64\]')
 
 
 @pytest.mark.parametrize('name', ['semantic_fpn', 'upernet'])
