@@ -48,12 +48,12 @@ _Path = tuple[str | int, ...]
 class _Maps:
     """Feature maps between two parts of a model; strides in the order of the maps."""
 
-    giver: str
+    source: str
     channels: list[int]
     strides: list[int]
 
     def __str__(self) -> str:
-        return (f'{self.giver} returns feature maps with channels {self.channels} at strides '
+        return (f'{self.source} returns feature maps with channels {self.channels} at strides '
                 f'{self.strides}')
 
 
@@ -100,7 +100,10 @@ def check_model(model: nn.Module, config: Mapping[str, Any] | None = None) -> No
         misfit = _find_misfit(part)
         if misfit is not None:
             part_config = _at(config, name)
-            fix = _tried_fix(misfit, part_config) if isinstance(part_config, Mapping) else None
+            while isinstance(part_config, Mapping) and 'module' in part_config:
+                part_config = part_config['module']  # of test-time augmentation
+            has_config = isinstance(part_config, Mapping) and 'backbone' in part_config
+            fix = _tried_fix(misfit, part_config) if has_config else None
             raise ConfigError(f'{misfit.sentence}: {fix or misfit.advice}')
 
 
@@ -151,7 +154,7 @@ class _Trace:
     """The run of a model: which maps its parts received, and in which layer it failed.
 
     Attributes:
-        maps: What the heads receive, once the backbone and the neck have run.
+        maps: Feature maps that the neck and the heads receive, once the part before has run.
         outputs: The tensors of ``maps``.
         strides_misfit: The first part that assumes other strides than its inputs have.
         levels_misfit: The first part that gets more or fewer maps than it assumes strides. Some
@@ -198,7 +201,9 @@ class _Trace:
 
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, outputs: Any) -> None:
-            self._running.pop()
+            # What failed in a try block of the model has not left.
+            while self._running and self._running.pop()[0] != name:
+                pass
             if name in ('backbone', 'neck'):
                 self.outputs = outputs
                 self.maps = _describe(_name_of(module), outputs, self.size)
@@ -220,7 +225,7 @@ class _Trace:
             {'strides': [actual]})
         if len(assumed) != len(actual):
             self.levels_misfit = self.levels_misfit or misfit
-        # Generators may round (SSD's 300 / 3 = 100), and a map of one column tells no stride.
+        # Strides may be rounded (SSD's 300 / 3 = 100), and a map of one column can have any.
         elif any(self.size[1] / stride >= 2 and not 0.7 < stride / true < 1.4
                  for stride, true in zip(assumed, actual, strict=True)):
             self.strides_misfit = self.strides_misfit or misfit
@@ -455,9 +460,9 @@ def _name_of(part: nn.Module) -> str:
     return f'{name} arch={part.arch_name!r}' if isinstance(part, EfficientViT) else name
 
 
-def _describe(giver: str, outputs: Any, size: tuple[int, int]) -> _Maps:
+def _describe(source: str, outputs: Any, size: tuple[int, int]) -> _Maps:
     maps = [x for x in tensors_in(outputs) if x.ndim == 4]
-    return _Maps(giver, [x.shape[1] for x in maps], [_stride(x, size) for x in maps])
+    return _Maps(source, [x.shape[1] for x in maps], [_stride(x, size) for x in maps])
 
 
 def _stride(feature_map: Tensor, size: tuple[int, int]) -> int:

@@ -217,7 +217,7 @@ def upernet(repository):
     return model
 
 
-def refused(model, pattern, fix=None):
+def refuses(model, pattern, fix=None):
     """Check that a config is refused, and that the stated fix, if there is one, works."""
     built = MODELS.build(copy.deepcopy(model))
     with pytest.raises(ConfigError, match=pattern):
@@ -263,47 +263,47 @@ def test_random_numbers_are_not_drawn(retinanet):
 
 def test_a_neck_for_other_channels(retinanet):
     retinanet.neck.in_channels = [128, 256, 384]
-    refused(retinanet, r'\[128, 256, 384\].*m0.*\[64, 128, 192\]',
+    refuses(retinanet, r'\[128, 256, 384\].*m0.*\[64, 128, 192\]',
             'neck.in_channels=[64, 128, 192]')
     retinanet.neck = dict(type='FPN', in_channels=[256, 512, 1024], out_channels=256, num_outs=5)
     retinanet.bbox_head.anchor_generator.strides = [16, 32, 64, 128, 256]
-    refused(retinanet, r'FPN.*\[256, 512, 1024\].*\[64, 128, 192\] at strides \[16, 32, 64\]',
+    refuses(retinanet, r'FPN.*\[256, 512, 1024\].*\[64, 128, 192\] at strides \[16, 32, 64\]',
             'neck.in_channels=[64, 128, 192]')
 
 
 def test_a_neck_for_more_maps(retinanet):
     retinanet.neck = dict(type='FPN', in_channels=[32, 64, 128, 192], out_channels=256, num_outs=5)
-    refused(retinanet, r'\[32, 64, 128, 192\].*channels \[64, 128, 192\]',
+    refuses(retinanet, r'\[32, 64, 128, 192\].*channels \[64, 128, 192\]',
             'backbone.stem_strides=[8]')
 
 
 def test_priors_at_other_strides(retinanet):
     retinanet.neck.num_extra_trans_convs = 0
-    refused(retinanet, r'\[8, 16, 32, 64, 128\].*\[16, 32, 64, 128, 256\]',
+    refuses(retinanet, r'\[8, 16, 32, 64, 128\].*\[16, 32, 64, 128, 256\]',
             'bbox_head.anchor_generator.strides=[16, 32, 64, 128, 256]')
 
 
 def test_priors_for_another_number_of_maps(retinanet):
     retinanet.neck.num_outs = 6
-    refused(retinanet, r'\[8, 16, 32, 64, 128\].*\[8, 16, 32, 64, 128, 256\]',
+    refuses(retinanet, r'\[8, 16, 32, 64, 128\].*\[8, 16, 32, 64, 128, 256\]',
             'bbox_head.anchor_generator.strides=[8, 16, 32, 64, 128, 256]')
 
 
 def test_a_head_of_another_width(retinanet):
     retinanet.neck.out_channels = 128
-    refused(retinanet, r'bbox_head \(.*in_channels=256.*EfficientViTFPN.*128',
+    refuses(retinanet, r'bbox_head \(.*in_channels=256.*EfficientViTFPN.*128',
             'bbox_head.in_channels=128')
 
 
 def test_several_heads_of_another_width(mask_rcnn):
     mask_rcnn.neck.out_channels = 128
-    refused(mask_rcnn, 'rpn_head.*in_channels=256.*128', 'neck.out_channels=256')
+    refuses(mask_rcnn, 'rpn_head.*in_channels=256.*128', 'neck.out_channels=256')
 
 
 def test_extractors_that_pool_from_other_strides(mask_rcnn):
     mask_rcnn.neck.num_extra_trans_convs = 1
     mask_rcnn.rpn_head.anchor_generator.strides = [8, 16, 32, 64, 128]
-    refused(mask_rcnn, r'roi_extractor.*\[4, 8, 16, 32\].*\[8, 16, 32, 64\]')
+    refuses(mask_rcnn, r'roi_extractor.*\[4, 8, 16, 32\].*\[8, 16, 32, 64\]')
 
 
 @pytest.mark.parametrize('name', ['semantic_fpn', 'upernet'])
@@ -311,11 +311,11 @@ def test_decode_heads(name, request):
     model = request.getfixturevalue(name)
     right = list(model.decode_head.in_channels)
     model.decode_head.in_channels = [77, *right[1:]]
-    refused(model, rf'decode_head.*in_channels=\[77,.*channels \[{right[0]},',
+    refuses(model, rf'decode_head.*in_channels=\[77,.*channels \[{right[0]},',
             f'decode_head.in_channels={right}')
     model.decode_head.in_channels = right
     model.decode_head.in_index = [0, 1, 2, 4]
-    refused(model, r'in_index=\[0, 1, 2, 4\].*\[8, 16, 32, 64\]',
+    refuses(model, r'in_index=\[0, 1, 2, 4\].*\[8, 16, 32, 64\]',
             'decode_head.in_index=[0, 1, 2, 3]')
 
 
@@ -323,17 +323,17 @@ def test_decode_head_of_other_strides(semantic_fpn):
     semantic_fpn.decode_head.feature_strides = [4, 8, 16, 32]
     check_model(MODELS.build(copy.deepcopy(semantic_fpn)))  # the same ratios
     semantic_fpn.decode_head.feature_strides = [8, 16, 32, 32]
-    refused(semantic_fpn, r'feature_strides=\[8, 16, 32, 32\].*\[8, 16, 32, 64\]',
+    refuses(semantic_fpn, r'feature_strides=\[8, 16, 32, 32\].*\[8, 16, 32, 64\]',
             'decode_head.feature_strides=[8, 16, 32, 64]')
 
 
 def test_auxiliary_heads(upernet):
     upernet.auxiliary_head.in_channels = 256
-    refused(upernet, r'auxiliary_head \(FCNHead\).*in_channels=256.*\[32, 64, 128, 192\]',
+    refuses(upernet, r'auxiliary_head \(FCNHead\).*in_channels=256.*\[32, 64, 128, 192\]',
             'auxiliary_head.in_channels=64')
     head = dict(upernet.auxiliary_head, in_channels=64)
     upernet.auxiliary_head = [head, dict(head, in_index=2)]
-    refused(upernet, r'auxiliary_head\.1 \(FCNHead\).*in_channels=64',
+    refuses(upernet, r'auxiliary_head\.1 \(FCNHead\).*in_channels=64',
             'auxiliary_head.1.in_channels=128')
     both = dict(head, in_index=[1, 2], input_transform='resize_concat', in_channels=[64, 128])
     upernet.auxiliary_head = [head, both]
@@ -345,6 +345,31 @@ def test_models_inside_others(retinanet):
     teacher = torch.nn.ModuleDict(dict(teacher=MODELS.build(copy.deepcopy(retinanet))))
     with pytest.raises(ConfigError, match='neck.in_channels='):
         check_model(teacher, dict(teacher=retinanet))
+
+
+def test_config_of_test_time_augmentation(semantic_fpn):
+    semantic_fpn.decode_head.in_channels = [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match='set decode_head.in_channels='):
+        check_model(MODELS.build(copy.deepcopy(semantic_fpn)),
+                    dict(type='SegTTAModel', module=semantic_fpn))
+
+
+def test_shape_errors_that_the_model_handles_itself(retinanet):
+    class Neck(torch.nn.Module):
+        def __init__(self, neck):
+            super().__init__()
+            self.neck = neck
+            self.wrong = torch.nn.Conv2d(5, 5, 1)
+
+        def forward(self, maps):
+            try:
+                self.wrong(maps[0])
+            except RuntimeError:
+                return self.neck(maps)
+
+    model = MODELS.build(retinanet)
+    model.neck = Neck(model.neck)
+    check_model(model)
 
 
 def test_models_of_other_backbones_are_not_run():
