@@ -1,34 +1,65 @@
-"""The flags of tools/prepare_data.py."""
+"""The command ``evit-mm data``, and tools/prepare_data.py."""
 
 import argparse
-from pathlib import Path
 
-__all__ = ['prepare_data_parser']
+DESCRIPTION = 'Prepare a dataset for training and evaluation.'
+
+_LAYOUTS = ('coco', 'ade')
+_CONFIGS = {'coco': 'retinanet_evit_m0_shapes', 'ade': 'upernet_evit_m0_shapes'}
 
 
-def prepare_data_parser() -> argparse.ArgumentParser:
-    """The datasets that tools/prepare_data.py prepares, and the flags of each."""
-    parser = argparse.ArgumentParser(
-        prog='prepare_data.py', description='Prepare a dataset for training and evaluation.')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the datasets that can be prepared, and the flags of each."""
     datasets = parser.add_subparsers(required=True, metavar='DATASET')
     shapes = datasets.add_parser(
         'shapes', help='draw a small synthetic dataset (offline, under a minute)',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description='Draw a small synthetic dataset: <out>/coco for detection, <out>/ade for '
+        description='Draw a small synthetic dataset: OUT/coco for detection, OUT/ade for '
                     'segmentation. The same options give the same files, byte for byte.')
-    shapes.add_argument('--out', type=Path, default=Path('data/shapes'), metavar='FOLDER',
-                        help='where the folders coco/ and ade/ go')
-    shapes.add_argument('--layout', choices=('coco', 'ade', 'both'), default='both',
-                        help='which of them to write')
+    shapes.add_argument('--out', default='data/shapes', metavar='FOLDER',
+                        help='folder that gets the folders coco/ and ade/')
+    shapes.add_argument('--layout', choices=(*_LAYOUTS, 'both'), default='both',
+                        help='which of the two to write')
     shapes.add_argument('--num-train', type=int, default=400, metavar='N',
-                        help='training images of each')
+                        help='number of training images in each')
     shapes.add_argument('--num-val', type=int, default=100, metavar='N',
-                        help='validation images of each')
+                        help='number of validation images in each')
     shapes.add_argument('--size', type=int, default=192, metavar='PX',
                         help='side around which the heights and widths of the images vary')
     shapes.add_argument('--seed', type=int, default=0, metavar='N',
-                        help='another seed, another dataset')
+                        help='seed of all random numbers; another seed gives other images')
     shapes.add_argument('--overwrite', action='store_true',
                         help='replace a shapes dataset of other options, or write into a folder '
-                             'that holds other files (which stay untouched)')
-    return parser
+                             'that contains other files (which are left as they are)')
+    shapes.set_defaults(prepare=_generate_shapes)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare the chosen dataset, print a summary of it, and the command to train on it.
+
+    Raises:
+        UserError: If a number is out of range, or the folder can't or must not be written.
+    """
+    args.prepare(args)
+
+
+def _generate_shapes(args: argparse.Namespace) -> None:
+    import shlex
+    from pathlib import Path
+
+    from ..data import generate_ade, generate_coco
+
+    generators = {'coco': generate_coco, 'ade': generate_ade}
+    for layout in _LAYOUTS if args.layout == 'both' else [args.layout]:
+        dataset = generators[layout](
+            Path(args.out) / layout, num_train=args.num_train, num_val=args.num_val,
+            image_size=(args.size, args.size), seed=args.seed, overwrite=args.overwrite)
+        root = dataset.root.absolute()
+        print(f'{layout}: {root} ' + ('(up to date)' if dataset.reused else '(generated)'))
+        for split, count in dataset.num_images.items():
+            annotations = dataset.num_annotations.get(split)
+            print(f'  {split}: {count} images'
+                  + ('' if annotations is None else f', {annotations} annotations'))
+        print(f'  classes: {", ".join(dataset.classes)}')
+        print(f'  next: tools/train.py configs/{_CONFIGS[layout]}.py '
+              f'--data-root {shlex.quote(str(root))}')

@@ -1,8 +1,7 @@
 """Datasets in the layouts that MMDetection and MMSegmentation read.
 
-A small one is drawn from a seed, so that a whole training can be tried offline. Who draws:
-`canvas`, `shapes`, `scenes`; who writes: `annotations`, `layouts`; whose folder it is: `settings`,
-`folder`; all of it together: `generate`, and `prepare` for the command line.
+`generate_coco` and `generate_ade` draw small datasets from a seed, to try a whole training without
+a download. Their code is in `synthetic`; the command `evit-mm data shapes` calls them.
 """
 
 from .synthetic.generate import PreparedData, generate_ade, generate_coco

@@ -1,6 +1,10 @@
-"""What only segmentors need; imports mmseg, so configs name it in `custom_imports`."""
+"""Parts that only segmentors need.
 
-import evit_mm  # noqa: F401  (registers; a config may import this module alone)
+Importing this module imports mmseg, and registers the transform and the metric and, as all of
+`evit_mm` does, the backbone and the neck. In a config:
+
+    custom_imports = dict(imports=['evit_mm.segmentation'])
+"""
 
 from .labels import CheckedLoadAnnotations, check_while_loading
 from .metric import UnroundedIoUMetric

@@ -1,7 +1,7 @@
-"""Label maps that are looked at before they are learnt from.
+"""Loading of label maps with checks of their values and size.
 
-MMSegmentation casts whatever a file holds to 8 bits: the value 300 of a 16-bit map becomes class
-44, and a value beyond the classes ends a training in the loss, without the name of a file.
+MMSegmentation casts all values to 8 bits: the value 300 of a 16-bit map becomes class 44. A value
+beyond the classes fails in the loss, without the name of the file.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,23 @@ from ..errors import ConfigError, UserError
 
 __all__ = ['CheckedLoadAnnotations', 'check_while_loading']
 
-# With its module, so that the config that a run leaves in its work dir works in other tools.
-_OWN_TYPE = f'{__name__}.CheckedLoadAnnotations'
+# With its module, so that other tools can use the config that a run saves in its work dir.
+_CHECKED_TYPE = f'{__name__}.CheckedLoadAnnotations'
 _VALUES_SHOWN = 5
 
 
 @TRANSFORMS.register_module()
 class CheckedLoadAnnotations(LoadAnnotations):
-    """MMSegmentation's LoadAnnotations, which takes no label map that does not fit its image.
+    """LoadAnnotations of MMSegmentation that raises an error for a wrong label map.
 
-    A map that can't be read, has several channels, another size than the image or values that
-    stand for no class ends the run with the file's name. What it loads is what LoadAnnotations
-    loads, through one table of values instead of a pass over the map for each class.
+    A label map is wrong if it can't be read, has several channels, a different size than its image,
+    or values of no class. Other label maps are loaded exactly as by LoadAnnotations, but faster:
+    through one table instead of a pass over the map for each class.
 
     Args:
-        num_classes: Classes of the dataset; None leaves only 8 bits as a limit.
-        ignore_index: Label of the pixels that do not count.
-        **kwargs: LoadAnnotations' own.
+        num_classes: Number of classes of the dataset; None accepts all values of 8 bits.
+        ignore_index: Label of the pixels to ignore.
+        **kwargs: Arguments of LoadAnnotations.
     """
 
     def __init__(self, *, num_classes: int | None, ignore_index: int = 255, **kwargs: Any) -> None:
@@ -45,39 +45,39 @@ class CheckedLoadAnnotations(LoadAnnotations):
         self.ignore_index = ignore_index
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        """Add ``gt_seg_map`` (H, W) uint8: classes from 0 on, and the ignored label.
+        """Add ``gt_seg_map`` (H, W) uint8, with the classes from 0 on and the ignored label.
 
         Raises:
-            UserError: If the label map does not fit; it names the file.
+            UserError: If the label map is wrong; names the file.
             ConfigError: If the dataset has no label maps, or contradicts this transform.
         """
         image = results.get('img_path')
         if not results.get('seg_map_path'):
-            raise ConfigError(f'the dataset of {image} names no label maps, but its pipeline '
-                              'loads them: set its data_prefix.seg_map_path, or take '
-                              'LoadAnnotations out of the pipeline')
+            raise ConfigError(f'the dataset of {image} has no label maps, but its pipeline loads '
+                              'them: set its data_prefix.seg_map_path, or remove LoadAnnotations '
+                              'from the pipeline')
         reduce_zero_label = results['reduce_zero_label']
         if self.reduce_zero_label not in (None, reduce_zero_label):
             raise ConfigError(
                 f'LoadAnnotations has reduce_zero_label={self.reduce_zero_label}, but its dataset '
-                f'has {reduce_zero_label}: take it out of the pipeline, and set it in the dataset')
+                f'has {reduce_zero_label}: remove it from the pipeline, and set it in the dataset')
         path = results['seg_map_path']
         table = _label_of_value(reduce_zero_label, results.get('label_map'))
-        values = _in_one_channel(self._decoded(path, image), path)
+        values = _without_channel(self._decode(path, image), path)
         size = results.get('ori_shape')
         if size is not None and values.shape != tuple(size[:2]):
             raise UserError(
                 f'the label map {path} is {values.shape[0]}x{values.shape[1]} (height x width), '
-                f'but its image {image} is {size[0]}x{size[1]}: replace one of the two, or take '
-                'the image out of the dataset')
-        results['gt_seg_map'] = table[self._checked_values(values, table, path, reduce_zero_label)]
+                f'but its image {image} is {size[0]}x{size[1]}: replace one of the two, or remove '
+                'the image from the dataset')
+        results['gt_seg_map'] = table[self._validate(values, table, path, reduce_zero_label)]
         results['seg_fields'].append('gt_seg_map')
 
-    def _decoded(self, path: str, image: str | None) -> npt.NDArray[Any]:
+    def _decode(self, path: str, image: str | None) -> npt.NDArray[Any]:
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except OSError as error:
-            raise UserError(f'the label map {path} of the image {image} can\'t be read: '
+            raise UserError(f'can\'t read the label map {path} of the image {image}: '
                             f'{error.strerror or error}') from error
         reason = 'it is empty'
         if content:
@@ -87,17 +87,17 @@ class CheckedLoadAnnotations(LoadAnnotations):
                     return values
                 reason = f'{self.imdecode_backend} can\'t decode it'
             except Exception as error:  # each decoder has errors of its own
-                # Pillow names the buffer in memory, which helps nobody.
+                # Pillow's message ends with the address of a buffer in memory.
                 reason = ' '.join(str(error).partition(' <')[0].split()) or type(error).__name__
-        raise UserError(f'the label map {path} is no image, or is cut off ({reason}): fetch it '
-                        f'again, or take its image {image} out of the dataset')
+        raise UserError(f'the label map {path} is not an image, or is truncated ({reason}): '
+                        f'download it again, or remove its image {image} from the dataset')
 
-    def _checked_values(self, values: npt.NDArray[Any], table: npt.NDArray[np.uint8], path: str,
+    def _validate(self, values: npt.NDArray[Any], table: npt.NDArray[np.uint8], path: str,
                         reduce_zero_label: bool) -> npt.NDArray[np.uint8]:
-        """The values of the file, all of which stand for a class or are ignored.
+        """Return the values as 8 bits after checking that they are classes or ignored.
 
         Raises:
-            UserError: If others are among them.
+            UserError: If there are other values.
         """
         valid = np.ones(256, bool)
         if self.num_classes is not None:
@@ -111,26 +111,26 @@ class CheckedLoadAnnotations(LoadAnnotations):
         if not wrong:
             return values.astype(np.uint8)
         shown = ', '.join(f'{value:.10g}' for value in wrong[:_VALUES_SHOWN])
-        mend = 'correct it, or give the config the classes that these values stand for'
+        fix = 'correct it, or add the classes of these values to the config'
         if wrong == [self.num_classes] and not reduce_zero_label:
-            mend += ' (if they count from 1, set reduce_zero_label=True in the dataset)'
+            fix += ' (if classes count from 1, set reduce_zero_label=True in the dataset)'
         raise UserError(
-            f'the label map {path} has values that stand for no class: {shown}'
+            f'the label map {path} has values of no class: {shown}'
             f'{" ..." if len(wrong) > _VALUES_SHOWN else ""}; valid are '
-            f'{_ranges(np.flatnonzero(valid).tolist())}: {mend}')
+            f'{_ranges(np.flatnonzero(valid).tolist())}: {fix}')
 
 
 def check_while_loading(config: Config) -> None:
-    """Let MMSegmentation's own LoadAnnotations in all datasets of a config check what they load.
+    """Replace LoadAnnotations of MMSegmentation in all datasets of a config by the checked one.
 
-    Loaders of other types are left as they are.
+    Other loaders are left as they are.
 
     Args:
-        config: Its dataloaders are changed in place.
+        config: The whole config, changed in place.
     """
     head = _decode_head(config)
-    # Where a dataset names no classes, what the head predicts is the limit. Losses of several
-    # binary masks have no ignored label, but 255 is what loading gives.
+    # Where a dataset doesn't name its classes, the head's number of classes is the limit. Losses of
+    # several binary masks have no ignored label, but loading produces 255.
     ignored = head.get('ignore_index')
     checks = dict(num_classes=head.get('num_classes'),
                   ignore_index=255 if ignored is None else ignored)
@@ -143,7 +143,7 @@ def _check_loaders(part: Any, checks: dict[str, Any], scope: str | None) -> None
     if isinstance(part, Mapping):
         scope = part.get('_scope_') or scope
         if _is_plain_loader(part.get('type'), scope):
-            part.update(type=_OWN_TYPE, **checks)  # type: ignore[attr-defined]
+            part.update(type=_CHECKED_TYPE, **checks)  # type: ignore[attr-defined]
         if 'pipeline' in part:
             checks = {**checks, 'num_classes': _class_count(part) or checks['num_classes']}
         for value in part.values():
@@ -154,8 +154,8 @@ def _check_loaders(part: Any, checks: dict[str, Any], scope: str | None) -> None
 
 
 def _is_plain_loader(kind: Any, scope: str | None) -> bool:
-    """Whether a config's type is MMSegmentation's LoadAnnotations, or already the checked one."""
-    if kind == _OWN_TYPE:
+    """Return True for MMSegmentation's LoadAnnotations and for the checked one."""
+    if kind == _CHECKED_TYPE:
         return True
     if isinstance(kind, str):
         package, _, name = kind.rpartition('.')
@@ -166,12 +166,12 @@ def _is_plain_loader(kind: Any, scope: str | None) -> bool:
 
 
 def _class_count(dataset: Mapping[str, Any]) -> int | None:
-    """How many classes a dataset's config names, or its type has; None if neither does."""
+    """Return the number of classes in a dataset's config, or of its type; None if unknown."""
     kind = dataset.get('type')
     try:
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         metainfo = kind._load_metainfo(deepcopy(dataset.get('metainfo')))  # type: ignore[union-attr]
-    except Exception:  # building it will fail, and say why; or it wraps another
+    except Exception:  # building it will raise a better error; or it wraps another dataset
         return None
     return len(metainfo.get('classes') or ()) or None
 
@@ -186,7 +186,7 @@ def _decode_head(config: Config) -> Mapping[str, Any]:
 
 def _label_of_value(reduce_zero_label: bool, label_map: Mapping[int, int] | None
                     ) -> npt.NDArray[np.uint8]:
-    """The label (256,) that each value of a file stands for, as MMSegmentation loads it."""
+    """Return the label (256,) of each value in a file, as MMSegmentation maps them."""
     table = np.arange(256, dtype=np.uint8)
     if reduce_zero_label:
         table = np.roll(table, 1)  # 0 becomes 255, all others one less
@@ -198,23 +198,23 @@ def _label_of_value(reduce_zero_label: bool, label_map: Mapping[int, int] | None
     return table
 
 
-def _in_one_channel(values: npt.NDArray[Any], path: str) -> npt.NDArray[Any]:
-    """The values (H, W) of a decoded file.
+def _without_channel(values: npt.NDArray[Any], path: str) -> npt.NDArray[Any]:
+    """Remove the axis of channels from the values of a file; return them as (H, W).
 
     Raises:
-        UserError: If it has several channels.
+        UserError: If there are several channels.
     """
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values[..., 0] if values.shape[2] == 1 else values[0]
     if values.ndim != 2:
-        raise UserError(f'the label map {path} has {values.shape[-1]} channels, as pictures have, '
-                        'but a label map has one: store the number of each pixel\'s class in a '
-                        'grey or palette image')
+        raise UserError(f'the label map {path} has {values.shape[-1]} channels, but must have '
+                        'one: store the class of each pixel as a number in a grey or palette '
+                        'image')
     return values
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers in words: '0 to 150 and 255'."""
+    """Format ascending numbers as ranges: '0 to 150 and 255'."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ' and '.join(str(a) if a == b else f'{a} to {b}'

@@ -1,4 +1,4 @@
-"""mIoU, mAcc and aAcc to full precision."""
+"""Metrics for MMSegmentation: mIoU, mAcc and aAcc in full precision."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,26 +14,27 @@ __all__ = ['UnroundedIoUMetric']
 
 @METRICS.register_module()
 class UnroundedIoUMetric(IoUMetric):
-    """IoUMetric whose figures can be compared: counted in integers, not rounded.
+    """IoUMetric that counts pixels exactly and does not round.
 
-    The plain metric counts pixels in float32 and rounds what it returns to two decimals of a
-    percent. Arguments, printed table and saved predictions are its own. As there, a mean leaves
-    out the classes that occur neither in the truth nor in the predictions.
+    IoUMetric counts pixels in float32, and rounds the metrics that it returns to two decimals of a
+    percent. The arguments, the printed table and the saved predictions are the same. As there,
+    means ignore classes that occur neither in the ground truth nor in the predictions.
     """
 
     @staticmethod
     def intersect_and_union(pred_label: Tensor, label: Tensor, num_classes: int,
                             ignore_index: int) -> tuple[Tensor, ...]:
-        """Count one image's pixels per class.
+        """Count the pixels of each class in an image.
 
         Args:
             pred_label: Predicted classes (H, W).
-            label: True classes (H, W).
+            label: Ground truth (H, W).
             num_classes: Number of classes K.
-            ignore_index: True class of the pixels that do not count.
+            ignore_index: Label of the pixels to ignore.
 
         Returns:
-            tuple[Tensor]: Intersection, union, predicted and true pixels, each (K,) float64.
+            tuple[Tensor]: Pixels in the intersection, in the union, predicted and in the ground
+            truth; each (K,) float64.
         """
         counted = label != ignore_index
         predicted, true = pred_label[counted].long(), label[counted].long()
@@ -43,7 +44,7 @@ class UnroundedIoUMetric(IoUMetric):
         return intersection, predicted_area + true_area - intersection, predicted_area, true_area
 
     def compute_metrics(self, results: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-        """Print IoUMetric's table, and return its figures, in percent, before rounding."""
+        """Print the table of IoUMetric, and return its metrics in percent, without rounding."""
         rounded: dict[str, Any] = super().compute_metrics(results)
         if self.format_only:
             return rounded

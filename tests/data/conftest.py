@@ -1,4 +1,4 @@
-"""Generated datasets that several files look at."""
+"""Generated datasets that several test files read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from evit_mm.data import generate_ade, generate_coco
 
 @pytest.fixture(scope='session')
 def small() -> dict[str, Any]:
-    """Arguments of a dataset that holds everything a large one holds."""
+    """Arguments of a dataset that has everything a large one has."""
     return dict(num_train=11, num_val=4, image_size=(96, 112), seed=3, progress=False)
 
 
@@ -33,7 +33,7 @@ def ade_root(tmp_path_factory, small) -> Path:
 
 @pytest.fixture(scope='session')
 def snapshot() -> Callable[[Path], dict[str, bytes]]:
-    """Reads a folder: the content of every file below it, by relative path."""
+    """Function that reads all files below a folder, by relative path."""
     def read(root: Path) -> dict[str, bytes]:
         return {path.relative_to(root).as_posix(): path.read_bytes()
                 for path in sorted(root.rglob('*')) if path.is_file()}

@@ -1,4 +1,4 @@
-"""Label maps load as MMSegmentation loads them, or not at all."""
+"""Label maps are loaded as MMSegmentation loads them, or raise an error."""
 
 import io
 
@@ -17,7 +17,7 @@ from evit_mm.segmentation import CheckedLoadAnnotations, check_while_loading
 
 @pytest.fixture
 def results(tmp_path):
-    """What a dataset hands to its pipeline, for a 4x6 label map of the given values or image."""
+    """Function that returns the input of a pipeline, for a 4x6 label map of some content."""
 
     def build(content, mode=None, *, reduce_zero_label=False, label_map=None, size=(4, 6)):
         path = tmp_path / 'map.png'
@@ -37,9 +37,9 @@ def values(*some):
     return content
 
 
-def refused(load, given, *fragments, error=UserError):
+def refuses(load, inputs, *fragments, error=UserError):
     with pytest.raises(error) as caught:
-        load(given)
+        load(inputs)
     text = str(caught.value)
     assert all(str(fragment) in text for fragment in fragments), text
     assert '\n' not in text and '0x' not in text
@@ -67,46 +67,46 @@ def test_loads_what_the_plain_loader_loads(results, reduce_zero_label, label_map
     (values(149).astype(np.uint16), False, None, None),
     (values().astype(np.uint16) + 300, False, '300', '0 to 149 and 255'),  # 44 in 8 bits
 ])
-def test_values_are_named_as_they_stand_in_the_file(results, content, reduce_zero_label, wrong,
+def test_errors_name_the_values_of_the_file(results, content, reduce_zero_label, wrong,
                                                     valid):
-    given = results(content, reduce_zero_label=reduce_zero_label)
+    inputs = results(content, reduce_zero_label=reduce_zero_label)
     load = CheckedLoadAnnotations(num_classes=150)
     if wrong is None:
-        load(given)
+        load(inputs)
     else:
-        refused(load, given, given['seg_map_path'], f'no class: {wrong}; valid are {valid}: ')
+        refuses(load, inputs, inputs['seg_map_path'], f'no class: {wrong}; valid are {valid}: ')
 
 
-def test_the_mend_for_counting_from_one(results):
+def test_advice_for_classes_that_count_from_one(results):
     load = CheckedLoadAnnotations(num_classes=3)
-    refused(load, results(values(1, 2, 3)), 'no class: 3;', 'reduce_zero_label=True')
-    refused(load, results(values(1, 2, 4)), 'no class: 4;')
+    refuses(load, results(values(1, 2, 3)), 'no class: 3;', 'reduce_zero_label=True')
+    refuses(load, results(values(1, 2, 4)), 'no class: 4;')
 
 
-def test_classes_of_ones_own(results):
-    """Other classes are ignored; what is no class at all is not."""
+def test_custom_classes(results):
+    """Values of other classes are ignored; values of no class raise an error."""
     label_map = {0: 255, 1: 0, 2: 255, 3: 1}
     load = CheckedLoadAnnotations(num_classes=2)
     loaded = load(results(values(3, 1, 2), label_map=label_map))['gt_seg_map']
     assert loaded.flat[:4].tolist() == [1, 0, 255, 255]
-    refused(load, results(values(4), label_map=label_map), 'no class: 4;', '0 to 3 and 255')
+    refuses(load, results(values(4), label_map=label_map), 'no class: 4;', '0 to 3 and 255')
 
 
-def test_another_ignored_label(results):
+def test_custom_ignored_label(results):
     load = CheckedLoadAnnotations(num_classes=2, ignore_index=9)
     load(results(values(0, 1, 9)))
-    refused(load, results(values(255)), 'no class: 255;', '0 to 1 and 9')
+    refuses(load, results(values(255)), 'no class: 255;', '0 to 1 and 9')
 
 
 @pytest.mark.parametrize('mode,channels', [('RGB', 3), ('RGBA', 4), ('LA', 2)])
-def test_pictures_are_no_label_maps(results, mode, channels):
+def test_images_with_channels(results, mode, channels):
     image = Image.fromarray(values()).convert(mode)
-    given = results(np.asarray(image), mode)
-    refused(CheckedLoadAnnotations(num_classes=9), given, given['seg_map_path'],
+    inputs = results(np.asarray(image), mode)
+    refuses(CheckedLoadAnnotations(num_classes=9), inputs, inputs['seg_map_path'],
             f'{channels} channels')
 
 
-def test_palettes_and_bits_are_numbers(results):
+def test_palettes_and_bits(results):
     image = Image.fromarray(values(1, 2))
     image = image.convert('P')
     image.putpalette([i for i in range(256) for _ in range(3)])
@@ -115,51 +115,51 @@ def test_palettes_and_bits_are_numbers(results):
     load = CheckedLoadAnnotations(num_classes=3)
     assert load(results(content.getvalue()))['gt_seg_map'].flat[:2].tolist() == [1, 2]
     assert load(results(values(1) > 0))['gt_seg_map'].flat[:2].tolist() == [1, 0]
-    # OpenCV paints palettes, so that the numbers are lost.
-    refused(CheckedLoadAnnotations(num_classes=3, imdecode_backend='cv2'),
+    # OpenCV converts palettes to colours, so that the numbers are lost.
+    refuses(CheckedLoadAnnotations(num_classes=3, imdecode_backend='cv2'),
             results(content.getvalue()), '3 channels')
 
 
-def test_maps_of_one_line(results):
-    """MMSegmentation itself drops every side of length 1."""
+def test_maps_of_one_row(results):
+    """LoadAnnotations drops sides of length 1."""
     content = np.zeros((1, 6), np.uint8)
     loaded = CheckedLoadAnnotations(num_classes=3)(results(content, size=(1, 6)))
     assert loaded['gt_seg_map'].shape == (1, 6)
 
 
 @pytest.mark.parametrize('backend', ['pillow', 'cv2'])
-@pytest.mark.parametrize('damage', ['cut', 'empty', 'text'])
+@pytest.mark.parametrize('damage', ['truncated', 'empty', 'text'])
 def test_damaged_files(results, damage, backend):
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (4, 6), np.uint8)).save(file, 'png')
-    content = {'cut': file.getvalue()[:30], 'empty': b'', 'text': b'not an image'}[damage]
-    given = results(content)
-    refused(CheckedLoadAnnotations(num_classes=9, imdecode_backend=backend), given,
-            given['seg_map_path'], 'no image, or is cut off', 'image.jpg')
+    content = {'truncated': file.getvalue()[:30], 'empty': b'', 'text': b'not an image'}[damage]
+    inputs = results(content)
+    refuses(CheckedLoadAnnotations(num_classes=9, imdecode_backend=backend), inputs,
+            inputs['seg_map_path'], 'is not an image, or is truncated', 'image.jpg')
 
 
-def test_missing_and_unnamed_files(results):
+def test_missing_files(results):
     load = CheckedLoadAnnotations(num_classes=9)
-    given = results(values())
-    refused(load, {**given, 'seg_map_path': 'gone.png'}, 'gone.png', 'image.jpg', 'No such file')
-    del given['seg_map_path']
-    refused(load, given, 'image.jpg', 'data_prefix.seg_map_path', error=ConfigError)
+    inputs = results(values())
+    refuses(load, {**inputs, 'seg_map_path': 'gone.png'}, 'gone.png', 'image.jpg', 'No such file')
+    del inputs['seg_map_path']
+    refuses(load, inputs, 'image.jpg', 'data_prefix.seg_map_path', error=ConfigError)
 
 
-def test_another_size_than_the_image(results):
+def test_size_of_the_image(results):
     load = CheckedLoadAnnotations(num_classes=9)
-    given = results(values(), size=(6, 4))
-    refused(load, given, given['seg_map_path'], 'is 4x6', 'image.jpg is 6x4')
-    load({**given, 'ori_shape': (4, 6), 'img_shape': (8, 12)})  # resized before
-    del given['ori_shape']
-    load(given)  # no image was loaded
+    inputs = results(values(), size=(6, 4))
+    refuses(load, inputs, inputs['seg_map_path'], 'is 4x6', 'image.jpg is 6x4')
+    load({**inputs, 'ori_shape': (4, 6), 'img_shape': (8, 12)})  # resized before
+    del inputs['ori_shape']
+    load(inputs)  # the pipeline loads no image
 
 
 def test_contradictory_reduce_zero_label(results):
     with pytest.warns(UserWarning, match='reduce_zero_label'):
         load = CheckedLoadAnnotations(num_classes=9, reduce_zero_label=True)
     load(results(values(), reduce_zero_label=True))
-    refused(load, results(values()), 'reduce_zero_label=True', 'False', error=ConfigError)
+    refuses(load, results(values()), 'reduce_zero_label=True', 'False', error=ConfigError)
 
 
 LOAD = dict(type='LoadAnnotations')
@@ -169,36 +169,36 @@ def dataset(kind='ADE20KDataset', pipeline=(LOAD,), **more):
     return dict(type=kind, data_prefix=dict(img_path='a'), pipeline=list(pipeline), **more)
 
 
-def swapped(dataset, scope='mmseg', **model):
+def with_checks(dataset, scope='mmseg', **model):
     config = Config(dict(default_scope=scope, model=model, train_dataloader=dict(dataset=dataset)))
     check_while_loading(config)
     return config.train_dataloader.dataset
 
 
 @pytest.mark.parametrize('kind', ['LoadAnnotations', 'mmseg.LoadAnnotations', LoadAnnotations])
-def test_own_loader_in_place_of_the_plain_one(kind):
-    loader = swapped(dataset(pipeline=[dict(type=kind, imdecode_backend='cv2')])).pipeline[0]
+def test_checked_loader_replaces_the_plain_one(kind):
+    loader = with_checks(dataset(pipeline=[dict(type=kind, imdecode_backend='cv2')])).pipeline[0]
     init_default_scope('mmseg')
     built = TRANSFORMS.build(loader)
     assert type(built) is CheckedLoadAnnotations and built.imdecode_backend == 'cv2'
     assert built.num_classes == 150 and built.ignore_index == 255
 
 
-def test_other_loaders_stay():
-    class Own(LoadAnnotations):
+def test_other_loaders_are_kept():
+    class Custom(LoadAnnotations):
         pass
 
-    for kind in ('LoadBiomedicalAnnotation', 'mmdet.LoadAnnotations', 'MyLoadAnnotations', Own):
-        assert swapped(dataset(pipeline=[dict(type=kind)])).pipeline == [dict(type=kind)]
-    assert swapped(dataset(), scope='mmdet').pipeline == [LOAD]
-    assert swapped(dataset(_scope_='mmseg'), scope='mmdet').pipeline != [LOAD]
+    for kind in ('LoadBiomedicalAnnotation', 'mmdet.LoadAnnotations', 'MyLoadAnnotations', Custom):
+        assert with_checks(dataset(pipeline=[dict(type=kind)])).pipeline == [dict(type=kind)]
+    assert with_checks(dataset(), scope='mmdet').pipeline == [LOAD]
+    assert with_checks(dataset(_scope_='mmseg'), scope='mmdet').pipeline != [LOAD]
 
 
-def test_loaders_inside_other_transforms_and_data_sets():
+def test_loaders_in_nested_transforms_and_datasets():
     augmented = dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip')], [LOAD]])
     outer = dict(type='RepeatDataset', times=2, dataset=dict(
         type='ConcatDataset', datasets=[dataset(), dataset('BaseSegDataset', [augmented])]))
-    first, second = swapped(outer, decode_head=dict(num_classes=7)).dataset.datasets
+    first, second = with_checks(outer, decode_head=dict(num_classes=7)).dataset.datasets
     assert first.pipeline[0]['num_classes'] == 150
     assert second.pipeline[0].transforms[1][0] == dict(
         type='evit_mm.segmentation.labels.CheckedLoadAnnotations', num_classes=7, ignore_index=255)
@@ -208,11 +208,11 @@ def test_loaders_inside_other_transforms_and_data_sets():
     ('ADE20KDataset', dict(classes=('wall', 'sky')), 2), (BaseSegDataset, dict(classes=['a']), 1),
     (ADE20KDataset, None, 150), ('NoSuchDataset', None, None)])
 def test_number_of_classes(kind, metainfo, expected):
-    found = swapped(dataset(kind, metainfo=metainfo)).pipeline[0]
-    assert found['num_classes'] == expected
-    # A config that a run has written down has the loader already.
-    found.update(num_classes=99)
-    again = swapped(dataset(kind, [found], metainfo=metainfo)).pipeline[0]
+    loader = with_checks(dataset(kind, metainfo=metainfo)).pipeline[0]
+    assert loader['num_classes'] == expected
+    # The config that a run saved has the checked loader already.
+    loader.update(num_classes=99)
+    again = with_checks(dataset(kind, [loader], metainfo=metainfo)).pipeline[0]
     assert again['num_classes'] == expected
 
 
@@ -222,4 +222,4 @@ def test_number_of_classes(kind, metainfo, expected):
     (dict(decode_head=dict(ignore_index=None)), 255),
     (dict(type='SegTTAModel', module=dict(decode_head=dict(ignore_index=5))), 5)])
 def test_ignored_label_of_the_head(model, expected):
-    assert swapped(dataset(), **model).pipeline[0]['ignore_index'] == expected
+    assert with_checks(dataset(), **model).pipeline[0]['ignore_index'] == expected

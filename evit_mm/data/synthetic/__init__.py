@@ -1,5 +1,6 @@
-"""Datasets that are drawn from a seed, so that a whole training can be tried offline.
+"""Datasets that are drawn from a seed.
 
-Who draws: `canvas`, `shapes`, `scenes`; who writes: `annotations`, `layouts`; whose folder it is:
-`settings`, `folder`; all of it together: `generate`.
+`shapes` and `scenes` draw images, with the tools of `canvas`; `annotations` and `layouts` write
+them as COCO and ADE20K do; `settings` names the files, and `folder` creates, reuses and replaces
+them; `generate` is the entry point.
 """

@@ -1,4 +1,4 @@
-"""From an instance's mask to its COCO annotation: polygons, or run lengths for a crowd."""
+"""COCO annotations of masks: polygons, or run lengths for a crowd."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ['coco_annotation', 'mask_to_polygons']
 
 
 def coco_annotation(instance: Instance, image_id: int, annotation_id: int) -> dict[str, Any]:
-    """One entry of the list `annotations` of a COCO file."""
+    """Return an instance's entry in the list ``annotations`` of a COCO file."""
     mask = instance.mask
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
@@ -30,18 +30,19 @@ def coco_annotation(instance: Instance, image_id: int, annotation_id: int) -> di
 
 
 def mask_to_polygons(mask: BoolArray) -> list[list[float]]:
-    """Polygons along the pixels' edges, so that rasterising them gives the mask back exactly.
+    """Trace the pixels' edges, so that rasterising the polygons gives exactly the mask.
 
-    COCO's polygons are united and can't cut a hole: a part with a hole is split through it.
+    COCO takes the union of the polygons, so they can't describe a hole: a region with a hole is
+    split through it.
 
     Args:
         mask: Shape (H, W).
 
     Returns:
-        A flat list x, y, x, y, ... in px per polygon.
+        A flat list x, y, x, y, ... in px for each polygon.
     """
     polygons: list[list[float]] = []
-    # At twice the size, an odd coordinate is a pixel's far edge and an even one its near edge.
+    # At twice the size, a pixel's left and upper edges have even coordinates, the others odd ones.
     doubled = np.kron(mask, np.ones((2, 2), dtype=bool)).astype(np.uint8)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     for number, contour in enumerate(contours):
@@ -64,16 +65,16 @@ def mask_to_polygons(mask: BoolArray) -> list[list[float]]:
 
 
 def _corners(points: npt.NDArray[Any]) -> list[float]:
-    """Flat x, y list of a closed polygon without straight points; points of shape (N, 2)."""
+    """Return the corners of a closed polygon (N, 2) as a flat list x, y, x, y, ..."""
     moved = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
     before, after = moved - np.roll(moved, 1, axis=0), np.roll(moved, -1, axis=0) - moved
     corner = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    # Floats also where they are whole: MMDetection scales polygons in place.
+    # Floats, because MMDetection scales polygons in place.
     return [float(value) for value in moved[corner].ravel()]
 
 
 def _run_lengths(mask: BoolArray) -> dict[str, list[int]]:
-    """COCO's uncompressed RLE: lengths of alternating runs, zeros first, column by column."""
+    """Return COCO's uncompressed RLE: lengths of runs of 0 and 1 in turn, column by column."""
     flat = mask.ravel(order='F')
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff([0, *changes.tolist(), flat.size]).tolist()

@@ -1,4 +1,4 @@
-"""What all drawings share: random numbers, coverage of pixels, colours, textures, blending."""
+"""Tools for drawing: random numbers, coverage of pixels, colours, textures, blending."""
 
 import colorsys
 from typing import Final, TypeAlias
@@ -15,16 +15,16 @@ ByteArray: TypeAlias = npt.NDArray[np.uint8]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 _STREAMS: Final = {'train': 0, 'val': 1}
-_FINENESS: Final = 4  # drawn this many times finer, which gives soft edges and masks that fit them
+_OVERSAMPLING: Final = 4  # along each side; gives soft edges, and masks that fit them
 
 
 def image_rng(drawing: int, seed: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one image; `drawing` tells shapes from scenes."""
+    """Return the random generator of one image; ``drawing`` is 0 for shapes, 1 for scenes."""
     return np.random.default_rng([drawing, seed, _STREAMS[split], index])
 
 
 def vary_size(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of about the requested area, wider or taller by up to a third."""
+    """Return a (height, width) of about the same area, up to a third wider or taller."""
     stretch = float(np.sqrt(rng.uniform(1.0, 1.33)))
     if rng.random() < 0.5:
         stretch = 1 / stretch
@@ -32,29 +32,38 @@ def vary_size(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[in
 
 
 def coverage_of(polygon: FloatArray, height: int, width: int) -> FloatArray:
-    """Share of each pixel that a polygon covers; polygon (N, 2) in px, result (H, W) in 0..1."""
-    fine = np.zeros((height * _FINENESS, width * _FINENESS), dtype=np.uint8)
+    """Compute the share of each pixel that a polygon covers.
+
+    Args:
+        polygon: Corners (N, 2) as x, y in px; the image's upper left corner is 0, 0.
+        height: Height of the image in px.
+        width: Width of the image in px.
+
+    Returns:
+        Shares (H, W) from 0 to 1.
+    """
+    fine = np.zeros((height * _OVERSAMPLING, width * _OVERSAMPLING), dtype=np.uint8)
     shift = 4
-    # OpenCV's coordinates name pixels' centres; ours the corner of the first pixel as 0.
-    points = np.round((polygon * _FINENESS - 0.5) * 2**shift).astype(np.int32)
+    # In OpenCV, 0 is the centre of the first pixel.
+    points = np.round((polygon * _OVERSAMPLING - 0.5) * 2**shift).astype(np.int32)
     cv2.fillPoly(fine, [points], 255, lineType=cv2.LINE_8, shift=shift)
     coarse = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
     return coarse.astype(np.float32) / np.float32(255)
 
 
 def colour(hue: float, saturation: float, value: float) -> FloatArray:
-    """BGR in 0..255 from hue, saturation and value in 0..1."""
+    """Return BGR from 0 to 255 of a hue, saturation and value from 0 to 1."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value)[::-1], np.float32) * 255
 
 
 def clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> FloatArray:
-    """Smooth noise of standard deviation about 1 with `cells` grains across; (H, W)."""
+    """Return smooth noise (H, W) of standard deviation 1, with ``cells`` grains per side."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
 
 
 def ramp(height: int, width: int, angle: float) -> FloatArray:
-    """Gradient from 0 to 1 across the image; (H, W)."""
+    """Return a gradient (H, W) from 0 to 1 in the direction of ``angle`` (radians)."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     slope = rows * np.float32(np.sin(angle)) + columns * np.float32(np.cos(angle))
     slope -= slope.min()
@@ -62,11 +71,11 @@ def ramp(height: int, width: int, angle: float) -> FloatArray:
 
 
 def blend(canvas: FloatArray, coverage: FloatArray, paint: FloatArray) -> None:
-    """Lay paint (H, W, 3) over the canvas, in place, where and as far as it covers (H, W)."""
+    """Blend paint (H, W, 3) into the canvas (H, W, 3), in place, by its coverage (H, W)."""
     canvas += coverage[..., None] * (paint - canvas)
 
 
 def finish(rng: np.random.Generator, canvas: FloatArray) -> ByteArray:
-    """Camera noise, and 8 bits."""
+    """Add camera noise, and round to 8 bits."""
     noisy = canvas + rng.normal(0, rng.uniform(2, 6), size=canvas.shape)
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Fill a folder with a dataset; find it filled; never touch files of someone else."""
+"""Create, reuse or replace a dataset in a folder, without touching files of others."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...errors import UserError
-from .files import read_json, write_json
+from ...files import read_json, write_json
 from .settings import FORMAT, GENERATOR, Settings
 
-__all__ = ['fill']
+__all__ = ['ensure_dataset']
 
-_MANIFEST: Final = 'shapes.json'  # says what a finished folder holds
-_MARKER: Final = 'shapes.partial'  # says what may be lying in an unfinished one
+_MANIFEST: Final = 'shapes.json'  # describes a finished dataset
+_MARKER: Final = 'shapes.partial'  # lists the datasets whose files an unfinished folder may contain
 
 
-def fill(
+def ensure_dataset(
     root: Path,
     settings: Settings,
     classes: Sequence[str],
@@ -24,18 +24,18 @@ def fill(
     *,
     overwrite: bool,
 ) -> tuple[dict[str, int], bool]:
-    """Make a folder hold exactly this dataset, besides files of someone else.
+    """Make a folder contain exactly this dataset, next to any files of others.
 
     Args:
-        root: The folder; made if missing.
-        settings: The dataset.
+        root: The folder; created if missing.
+        settings: The settings of the dataset.
         classes: Names of its classes, for the manifest.
-        write: Writes the files of `settings`, whose folders are there by then, and returns the
-            annotations per split. Not called if the dataset is there already.
-        overwrite: Replace a dataset of other settings, or write beside files of someone else.
+        write: Writes the dataset's files into existing folders, and returns the number of
+            annotations of each split. It isn't called if the folder already contains the dataset.
+        overwrite: Replace a dataset with other settings, or write next to files of others.
 
     Returns:
-        Annotations per split, and whether the dataset was there already.
+        The number of annotations of each split, and whether the dataset was there already.
 
     Raises:
         UserError: If the folder can't or must not be written.
@@ -43,21 +43,20 @@ def fill(
     try:
         _check_is_folder(root)
         manifest = _read_own(root / _MANIFEST)
-        found = Settings.parse(manifest.get('settings'))
-        same = found == settings and manifest.get('format') == FORMAT
+        existing = Settings.parse(manifest.get('settings'))
+        same = existing == settings and manifest.get('format') == FORMAT
         if same and all((root / name).is_file() for name in settings.files()):
             (root / _MARKER).unlink(missing_ok=True)
             return dict(manifest.get('annotations', {})), True
-        if found and not same and not overwrite:
-            raise UserError(f'{root} holds a shapes dataset of other settings: choose another '
+        if existing and not same and not overwrite:
+            raise UserError(f'{root} contains a shapes dataset with other settings: choose another '
                             'folder, or replace it with overwrite (--overwrite)')
-        earlier = [found] if found else _interrupted(root)
+        earlier = [existing] if existing else _interrupted(root)
         _check_replaces_only_own(root, settings, earlier, overwrite)
         annotations = _replace(root, settings, earlier, classes, write)
     except OSError as error:
-        place = error.filename or root
-        raise UserError(f'cannot write {place}: {error.strerror or error}; choose another folder '
-                        'or make this one writable') from error
+        raise UserError(f'can\'t write {error.filename or root}: '
+                        f'{error.strerror or error}') from error
     return annotations, False
 
 
@@ -66,21 +65,21 @@ def _check_is_folder(root: Path) -> None:
         if folder.is_dir():
             return
         if os.path.lexists(folder):
-            raise UserError(f'{folder} is a file, but a folder is needed there: choose another '
-                            'path or move the file away')
+            raise UserError(f'can\'t write {root}: {folder} is a file; choose another folder, or '
+                            'move the file away')
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """Content of a manifest or marker; empty unless this generator wrote it."""
+    """Return a manifest or marker; empty unless this generator wrote it."""
     content = read_json(path)
     return content if content.get('generator') == GENERATOR else {}
 
 
 def _interrupted(root: Path) -> list[Settings]:
-    """The datasets whose files an interrupted run may have left."""
+    """Return the settings of the datasets that an interrupted run may have left in part."""
     listed = _read_own(root / _MARKER).get('settings')
-    parsed = [Settings.parse(one) for one in listed] if isinstance(listed, list) else []
-    return [one for one in parsed if one is not None]
+    parsed = [Settings.parse(value) for value in listed] if isinstance(listed, list) else []
+    return [settings for settings in parsed if settings is not None]
 
 
 def _check_replaces_only_own(
@@ -88,12 +87,12 @@ def _check_replaces_only_own(
 ) -> None:
     if not earlier and not overwrite and root.exists() and any(root.iterdir()):
         raise UserError(f'{root} is not empty and was not made by this generator: choose another '
-                        'folder, or write into it all the same with overwrite (--overwrite)')
-    own = {name for one in earlier for name in (_MANIFEST, _MARKER, *one.files())}
+                        'folder, or write into it anyway with overwrite (--overwrite)')
+    own = {name for each in earlier for name in (_MANIFEST, _MARKER, *each.files())}
     for name in (_MANIFEST, _MARKER, *settings.files()):
         if name not in own and os.path.lexists(root / name):
             raise UserError(f'{root / name} was not made by this generator and would be '
-                            'replaced: choose another folder or move it away')
+                            'replaced: choose another folder, or move it away')
 
 
 def _replace(
@@ -103,13 +102,13 @@ def _replace(
     classes: Sequence[str],
     write: Callable[[], dict[str, int]],
 ) -> dict[str, int]:
-    """Write a dataset in the place of earlier ones; returns the annotations per split."""
+    """Write a dataset in place of earlier ones; return the number of annotations of each split."""
     root.mkdir(parents=True, exist_ok=True)
-    # The marker names all that may be lying around until the manifest is written, so that an
-    # interrupted run can be cleared without guessing.
+    # Until the manifest is written, the marker lists every dataset whose files may be there, so
+    # that the next run can clean up after an interruption.
     write_json(root / _MARKER, {
         'generator': GENERATOR,
-        'settings': [asdict(one) for one in (settings, *earlier)],
+        'settings': [asdict(each) for each in (settings, *earlier)],
     })
     (root / _MANIFEST).unlink(missing_ok=True)
     _remove_files(root, earlier, keep=settings)
@@ -128,10 +127,10 @@ def _replace(
 
 
 def _remove_files(root: Path, earlier: Iterable[Settings], keep: Settings) -> None:
-    """Delete the files of earlier datasets that the coming one does not replace."""
+    """Delete the files of earlier datasets that the new one does not replace."""
     kept = set(keep.files())
-    for one in earlier:
-        names = set(one.files())
+    for settings in earlier:
+        names = set(settings.files())
         for name in names - kept:
             (root / name).unlink(missing_ok=True)
         folders = {folder for name in names for folder in Path(name).parents if folder != Path()}

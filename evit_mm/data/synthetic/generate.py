@@ -1,11 +1,10 @@
 """Generate a small, learnable dataset in COCO's layout or in ADE20K's.
 
-Nothing is downloaded, and both hold what the originals hold (crowd regions, tiny objects,
-portrait and landscape images, unlabelled pixels), so that the same configs and the same
-evaluation run on them.
+Both have the difficulties of the originals (crowd regions, tiny objects, portrait and landscape
+images, unlabelled pixels), so that the same configs and the same evaluation run on them.
 
-An image depends on (seed, split, its index, the requested size) alone: asking for more images
-adds some and leaves the others, byte for byte, as they were.
+An image depends on the seed, the split, its index and the image size only: a larger dataset
+contains the same images, byte for byte, as a smaller one.
 """
 
 import os
@@ -15,10 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .folder import fill
+from .folder import ensure_dataset
 from .layouts import write_ade, write_coco
 from .scenes import SCENE_CLASSES
-from .settings import SPLITS, Settings, checked_settings
+from .settings import SPLITS, Settings, validated_settings
 from .shapes import SHAPE_CLASSES
 
 __all__ = ['PreparedData', 'generate_ade', 'generate_coco']
@@ -26,22 +25,23 @@ __all__ = ['PreparedData', 'generate_ade', 'generate_coco']
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a generator call left on disk.
+    """A dataset on disk.
 
     Attributes:
         root: The dataset's folder.
-        layout: 'coco' or 'ade'.
-        reused: Whether the folder already held exactly this dataset and was left as it is.
-        images: Images per split ('train', 'val').
-        annotations: Annotations per split, crowd regions included; empty for 'ade'.
+        layout: ``'coco'`` or ``'ade'``.
+        reused: True if the folder already contained exactly this dataset.
+        num_images: Number of images of each split (``'train'``, ``'val'``).
+        num_annotations: Number of annotations of each split, with crowd regions; empty for
+            ``'ade'``.
         classes: Class names.
     """
 
     root: Path
     layout: str
     reused: bool
-    images: dict[str, int]
-    annotations: dict[str, int]
+    num_images: dict[str, int]
+    num_annotations: dict[str, int]
     classes: tuple[str, ...]
 
 
@@ -55,26 +55,29 @@ def generate_coco(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PreparedData:
-    """Write the detection dataset in COCO's layout: coloured shapes on cluttered backgrounds.
+    """Write a detection dataset in COCO's layout: coloured shapes on cluttered backgrounds.
 
-    `root` gets `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`. A
-    folder that already holds exactly this dataset is left as it is; one whose generation was
-    interrupted is generated again.
+    The files are ``train2017/*.jpg``, ``val2017/*.jpg`` and
+    ``annotations/instances_{train,val}2017.json``. A folder that already contains exactly this
+    dataset is left as it is; an interrupted generation is repeated.
 
     Args:
-        root: Folder to write; made if missing.
-        num_train: Training images.
-        num_val: Validation images.
+        root: Folder to write; created if missing.
+        num_train: Number of training images.
+        num_val: Number of validation images.
         image_size: (height, width) in px around which the images' sizes vary.
-        seed: Same seed, same bytes in every file.
-        overwrite: Replace a dataset of other settings, or write into a folder that holds
+        seed: Seed of all random numbers; the same seed gives the same files, byte for byte.
+        overwrite: Replace a dataset with other settings, or write into a folder that contains
             other files. Files that the generator did not make are never deleted or replaced.
         progress: Show a progress bar on stderr.
+
+    Returns:
+        The dataset.
 
     Raises:
         UserError: If a number is out of range, or the folder can't or must not be written.
     """
-    settings = checked_settings('coco', num_train, num_val, image_size, seed)
+    settings = validated_settings('coco', num_train, num_val, image_size, seed)
     return _generate(Path(root), settings, SHAPE_CLASSES, write_coco, overwrite, progress)
 
 
@@ -88,13 +91,22 @@ def generate_ade(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PreparedData:
-    """Write the segmentation dataset in the layout of ADEChallengeData2016: plain scenes.
+    """Write a segmentation dataset in the layout of ADEChallengeData2016: plain scenes.
 
-    `root` gets `images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`;
-    the label maps hold 0 (no class) and the ids of `SCENE_CLASSES`, as `reduce_zero_label=True`
-    expects them. Arguments, reuse and errors are those of `generate_coco`.
+    The files are ``images/{training,validation}/*.jpg`` and
+    ``annotations/{training,validation}/*.png``. The label maps contain 0 (no class) and the keys of
+    `SCENE_CLASSES`, as ``reduce_zero_label=True`` expects them.
+
+    Args:
+        root: As in `generate_coco`, like all other arguments.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UserError: As in `generate_coco`.
     """
-    settings = checked_settings('ade', num_train, num_val, image_size, seed)
+    settings = validated_settings('ade', num_train, num_val, image_size, seed)
     classes = tuple(SCENE_CLASSES.values())
     return _generate(Path(root), settings, classes, write_ade, overwrite, progress)
 
@@ -107,12 +119,12 @@ def _generate(
     overwrite: bool,
     progress: bool,
 ) -> PreparedData:
-    images = {split: settings.count(split) for split in SPLITS}
+    num_images = {split: settings.count(split) for split in SPLITS}
 
     def write() -> dict[str, int]:
-        with tqdm(total=sum(images.values()), unit='img', disable=not progress,
+        with tqdm(total=sum(num_images.values()), unit='img', disable=not progress,
                   desc=f'{settings.layout} shapes') as bar:
             return write_layout(root, settings, bar.update)
 
-    annotations, reused = fill(root, settings, classes, write, overwrite=overwrite)
-    return PreparedData(root, settings.layout, reused, images, annotations, classes)
+    num_annotations, reused = ensure_dataset(root, settings, classes, write, overwrite=overwrite)
+    return PreparedData(root, settings.layout, reused, num_images, num_annotations, classes)

@@ -1,34 +1,48 @@
-"""Draw the images of a dataset and write them as COCO and ADE20K are laid out."""
+"""Draw the images of a dataset, and write them in the layouts of COCO and ADE20K."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import cv2
+
+from ...files import write_json
 from .annotations import coco_annotation
-from .files import write_image, write_json
+from .canvas import ByteArray
 from .scenes import draw_scene
 from .settings import FORMAT, GENERATOR, SPLITS, Settings, ade_pair, coco_annotations, coco_image
 from .shapes import SHAPE_CLASSES, draw_shapes
 
-__all__ = ['write_ade', 'write_coco']
+__all__ = ['write_ade', 'write_coco', 'write_image']
+
+_JPEG_QUALITY: Final = 92
 
 
 def write_coco(root: Path, settings: Settings, advance: Callable[[], object]) -> dict[str, int]:
-    """Write all files of a detection dataset into folders that exist.
+    """Write all files of a detection dataset into existing folders.
 
     Args:
         root: The dataset's folder.
-        settings: Which one.
+        settings: The dataset's settings.
         advance: Called after every image.
 
     Returns:
-        Annotations per split, crowd regions included.
+        The number of annotations of each split, with crowd regions.
     """
     return {split: _write_coco_split(root, settings, split, advance) for split in SPLITS}
 
 
 def write_ade(root: Path, settings: Settings, advance: Callable[[], object]) -> dict[str, int]:
-    """Write all files of a segmentation dataset, as `write_coco` does; returns nothing counted."""
+    """Write all files of a segmentation dataset into existing folders.
+
+    Args:
+        root: The dataset's folder.
+        settings: The dataset's settings.
+        advance: Called after every image.
+
+    Returns:
+        An empty dict: label maps have no annotations to count.
+    """
     for split in SPLITS:
         for index in range(settings.count(split)):
             image, labels = draw_scene(settings.image_size, settings.seed, split, index)
@@ -37,6 +51,18 @@ def write_ade(root: Path, settings: Settings, advance: Callable[[], object]) -> 
             write_image(root / label_name, labels)
             advance()
     return {}
+
+
+def write_image(path: Path, image: ByteArray) -> None:
+    """Write a BGR image (H, W, 3) or a label map (H, W) in the format of the path's suffix.
+
+    Raises:
+        OSError: If the file can't be written.
+    """
+    # cv2.imwrite doesn't say why it fails, so OpenCV encodes and Python writes.
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == '.jpg' else []
+    encoded = cv2.imencode(path.suffix, image, options)[1]
+    path.write_bytes(encoded.tobytes())
 
 
 def _write_coco_split(

@@ -24,12 +24,12 @@ SCENE_CLASSES: Final[dict[int, str]] = {
     1: 'wall', 2: 'building', 3: 'sky', 4: 'floor', 5: 'tree', 7: 'road', 9: 'windowpane',
     10: 'grass', 13: 'person', 15: 'door', 21: 'car',
 }
-"""Value in the label maps to ADE20K class name (its index among the 150, plus 1; 0: no class)."""
+"""Names of ADE20K classes by their values in the label maps, which count from 1; 0 is no class."""
 
 _LABELS: Final = {'unlabelled': 0, **{name: label for label, name in SCENE_CLASSES.items()}}
 
-# Per thing: hue, saturation, value, spread of the value between images, and texture. Each has
-# statistics of its own, so that a small network tells most of them apart by colour and grain.
+# For each class: hue, saturation, value, spread of the value between images, and texture. They
+# differ enough for a small network to tell most classes apart by colour and grain.
 _STYLES: Final = {
     'unlabelled': (0.86, 0.75, 0.75, 0.15, 'blotches'),
     'wall': (0.11, 0.18, 0.82, 0.08, 'plain'),
@@ -47,7 +47,7 @@ _STYLES: Final = {
 
 
 class _Scene:
-    """A label map and its picture, painted region by region, later ones over earlier ones."""
+    """An image and its label map, painted region by region, later ones over earlier ones."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng = rng
@@ -56,7 +56,7 @@ class _Scene:
         self.canvas = np.zeros((height, width, 3), dtype=np.float32)
 
     def paint(self, thing: str, corners: npt.ArrayLike, hue: float | None = None) -> None:
-        """Paint a polygon (N, 2), in shares of the width and height, as a thing of `_LABELS`."""
+        """Paint a polygon (N, 2), whose x and y are shares of the width and height."""
         scale = np.array([self.width, self.height], np.float32)
         coverage = coverage_of(np.asarray(corners, np.float32) * scale, self.height, self.width)
         blend(self.canvas, coverage, self._texture(thing, hue))
@@ -106,17 +106,17 @@ class _Scene:
 def draw_scene(
     image_size: tuple[int, int], seed: int, split: str, index: int
 ) -> tuple[ByteArray, ByteArray]:
-    """Draw one image of the segmentation dataset; two of three are outdoors.
+    """Draw one image of the segmentation dataset; two of three are outdoor scenes.
 
     Args:
         image_size: (height, width) in px around which the size varies.
         seed: The dataset's seed.
-        split: 'train' or 'val'.
+        split: ``'train'`` or ``'val'``.
         index: Index of the image in its split, from 0.
 
     Returns:
-        BGR image of shape (H, W, 3), and its label map of shape (H, W) with the ids of
-        `SCENE_CLASSES` and 0 for things of no class.
+        BGR image of shape (H, W, 3), and its label map of shape (H, W) with the keys of
+        `SCENE_CLASSES`, and 0 for pixels of no class.
     """
     rng = image_rng(1, seed, split, index)
     scene = _Scene(rng, *vary_size(rng, image_size))
@@ -124,8 +124,7 @@ def draw_scene(
         _draw_room(scene)
     else:
         _draw_street(scene)
-    # Something of no class in every image: ADE20K's maps have such pixels, and losses and
-    # metrics must leave them out.
+    # Every image has pixels of no class, as ADE20K's do: losses and metrics must ignore them.
     scene.blob('unlabelled', rng.uniform(0.1, 0.9), rng.uniform(0.75, 0.95),
                rng.uniform(0.04, 0.1), rng.uniform(0.04, 0.08), roughness=0.15)
     lit = scene.canvas * rng.uniform(0.85, 1.1)

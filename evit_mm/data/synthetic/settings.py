@@ -1,4 +1,4 @@
-"""All that the bytes of a generated dataset depend on, and the names of its files."""
+"""Settings of a generated dataset, and the names of its files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 from ...errors import UserError
 
-__all__ = ['FORMAT', 'GENERATOR', 'SPLITS', 'Settings', 'ade_pair', 'checked_settings',
-           'coco_annotations', 'coco_image']
+__all__ = ['FORMAT', 'GENERATOR', 'SPLITS', 'Settings', 'ade_pair', 'coco_annotations',
+           'coco_image', 'validated_settings']
 
-GENERATOR: Final = 'evit_mm.data.shapes'  # what folders on disk are known by: not to be renamed
-FORMAT: Final = 1  # raise it whenever the drawing changes: older folders then count as different
+GENERATOR: Final = 'evit_mm.data.shapes'  # identifies datasets on disk, so it must never change
+FORMAT: Final = 1  # to be increased with every change of the drawing: older datasets then differ
 SPLITS: Final = ('train', 'val')
 
 _MIN_SIDE, _MAX_SIDE = 64, 2048
@@ -21,12 +21,12 @@ _MAX_IMAGES: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for.
+    """Settings that determine every byte of a dataset.
 
     Attributes:
-        layout: 'coco' or 'ade'.
-        num_train: Training images.
-        num_val: Validation images.
+        layout: ``'coco'`` or ``'ade'``.
+        num_train: Number of training images.
+        num_val: Number of validation images.
         height: Height in px around which the images' heights vary.
         width: Width in px around which the images' widths vary.
         seed: Seed of all random numbers.
@@ -41,7 +41,7 @@ class Settings:
 
     @classmethod
     def parse(cls, value: object) -> Settings | None:
-        """Settings from JSON; None if it isn't one of this generator's."""
+        """Return settings from a value of JSON; None if it is something else."""
         if not isinstance(value, dict) or set(value) != {field.name for field in fields(cls)}:
             return None
         numbers = [number for name, number in value.items() if name != 'layout']
@@ -51,15 +51,15 @@ class Settings:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in px."""
+        """The (height, width) in px around which the sizes of the images vary."""
         return self.height, self.width
 
     def count(self, split: str) -> int:
-        """Images of a split."""
+        """Return the number of images of a split."""
         return self.num_train if split == 'train' else self.num_val
 
     def files(self) -> Iterator[str]:
-        """Paths of all data files, relative to the root."""
+        """Yield the paths of all data files, relative to the dataset's folder."""
         for split in SPLITS:
             for index in range(self.count(split)):
                 if self.layout == 'coco':
@@ -70,10 +70,10 @@ class Settings:
                 yield coco_annotations(split)
 
 
-def checked_settings(
+def validated_settings(
     layout: str, num_train: int, num_val: int, image_size: tuple[int, int], seed: int
 ) -> Settings:
-    """Settings of numbers that can be drawn.
+    """Return settings after checking that images of them can be drawn.
 
     Raises:
         UserError: If a number is out of range.
@@ -83,10 +83,10 @@ def checked_settings(
             raise UserError(f'{name} must be between 1 and {_MAX_IMAGES}, got {count}')
     height, width = image_size
     if not (_MIN_SIDE <= height <= _MAX_SIDE and _MIN_SIDE <= width <= _MAX_SIDE):
-        raise UserError(f'the image size must be between {_MIN_SIDE} and {_MAX_SIDE} px a side, '
+        raise UserError(f'the sides of the images must be between {_MIN_SIDE} and {_MAX_SIDE} px, '
                         f'got {height}x{width}')
     if max(height, width) > 3 * min(height, width):
-        raise UserError('the image size must not be longer than 3 times its shorter side, '
+        raise UserError('the longer side of the images must be at most 3 times the shorter one, '
                         f'got {height}x{width}')
     if not 0 <= seed < 2**32:
         raise UserError(f'seed must be between 0 and 2**32 - 1, got {seed}')
@@ -94,17 +94,17 @@ def checked_settings(
 
 
 def coco_image(split: str, index: int) -> str:
-    """Path of an image in COCO's layout."""
+    """Return the path of an image in COCO's layout."""
     return f'{split}2017/{index + 1:012d}.jpg'
 
 
 def coco_annotations(split: str) -> str:
-    """Path of a split's annotations in COCO's layout."""
+    """Return the path of a split's annotations in COCO's layout."""
     return f'annotations/instances_{split}2017.json'
 
 
 def ade_pair(split: str, index: int) -> tuple[str, str]:
-    """Paths of an image and its label map in ADE20K's layout."""
+    """Return the paths of an image and its label map in ADE20K's layout."""
     folder = 'training' if split == 'train' else 'validation'
     name = f'ADE_{split}_{index + 1:08d}'
     return f'images/{folder}/{name}.jpg', f'annotations/{folder}/{name}.png'

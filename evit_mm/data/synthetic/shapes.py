@@ -26,20 +26,20 @@ __all__ = ['SHAPE_CLASSES', 'Instance', 'draw_shapes']
 SHAPE_CLASSES: Final = ('circle', 'square', 'triangle', 'star')
 """Names of the detection classes; the category ids in the files are 1 to 4, in this order."""
 
-# Most shapes of a class are of about one hue, the others of any: a detector trained for minutes
-# gets along by colour, and a better one still has to learn the outlines.
+# Most shapes of a class have about the same hue, so that minutes of training give a detector that
+# works; the others have any hue, so that a better detector has to learn the outlines.
 _HUES: Final = (0.0, 0.28, 0.55, 0.8)
-_OWN_HUE_SHARE: Final = 0.75
+_CLASS_HUE_SHARE: Final = 0.75
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated thing of a drawn image.
+    """An annotated object, or crowd of objects.
 
     Attributes:
-        category_id: 1-based index into `SHAPE_CLASSES`.
+        category_id: Index into `SHAPE_CLASSES`, counting from 1.
         mask: Visible pixels, shape (H, W).
-        crowd: Whether the mask is a region full of shapes of the class, not one shape.
+        crowd: True if the mask is a region full of shapes instead of one shape.
     """
 
     category_id: int
@@ -52,13 +52,13 @@ def draw_shapes(
 ) -> tuple[ByteArray, list[Instance]]:
     """Draw one image of the detection dataset.
 
-    Every eighth image has a crowd region and another eighth has tiny shapes, so that even the
-    smallest dataset holds both.
+    Every eighth image has a crowd region, and every eighth has tiny shapes, so that small datasets
+    have both.
 
     Args:
         image_size: (height, width) in px around which the size varies.
         seed: The dataset's seed.
-        split: 'train' or 'val'.
+        split: ``'train'`` or ``'val'``.
         index: Index of the image in its split, from 0.
 
     Returns:
@@ -75,11 +75,11 @@ def draw_shapes(
     return finish(rng, canvas), shapes + ([crowd] if crowd else [])
 
 
-# --- the ground -------------------------------------------------------------------------------
+# --- background -------------------------------------------------------------------------------
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> FloatArray:
-    """Dull, uneven ground for the shapes: gradient, clouds and often a pattern; (H, W, 3)."""
+    """Return a dull background (H, W, 3): a gradient, clouds and often a pattern."""
     ends = [colour(rng.random(), rng.uniform(0, 0.35), rng.uniform(0.25, 0.85))
             for _ in range(2)]
     share = ramp(height, width, rng.uniform(0, 2 * np.pi))[..., None]
@@ -99,7 +99,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> FloatArray
 
 
 def _add_strokes(rng: np.random.Generator, canvas: FloatArray) -> FloatArray:
-    """Bent lines of any colour: edges that belong to no object."""
+    """Return the canvas with bent lines of any colour: edges that belong to no object."""
     height, width = canvas.shape[:2]
     pixels = np.clip(canvas, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(1, 6)):
@@ -111,11 +111,11 @@ def _add_strokes(rng: np.random.Generator, canvas: FloatArray) -> FloatArray:
     return pixels.astype(np.float32)
 
 
-# --- where shapes go --------------------------------------------------------------------------
+# --- placement --------------------------------------------------------------------------------
 
 
 def _add_crowd(rng: np.random.Generator, canvas: FloatArray) -> Instance:
-    """Paint a cluster of small shapes of one class; the instance covers them and the gaps."""
+    """Paint a cluster of small shapes of one class; return one instance over all of them."""
     height, width = canvas.shape[:2]
     category_id = _random_category(rng)
     radius = rng.uniform(0.15, 0.22) * min(height, width)
@@ -123,7 +123,7 @@ def _add_crowd(rng: np.random.Generator, canvas: FloatArray) -> Instance:
     reach = radius + member
     centre = rng.uniform((reach, reach), (width - reach, height - reach))
     union = np.zeros((height, width), dtype=bool)
-    # Placed on the turns of a sunflower: dense, hardly overlapping, and no rejection needed.
+    # A sunflower's spiral is dense and hardly overlaps, so no position has to be rejected.
     count = int(rng.integers(9, 16))
     turn = rng.uniform(0, 2 * np.pi)
     for number in range(count):
@@ -136,7 +136,7 @@ def _add_crowd(rng: np.random.Generator, canvas: FloatArray) -> Instance:
         union |= coverage > 0
     bridge = 2 * round(member * 0.5) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (bridge, bridge))
-    # Padded, since closing next to the frame would otherwise reach beyond it.
+    # Without padding, closing would fill gaps between a shape and the border.
     closed = cv2.morphologyEx(np.pad(union.astype(np.uint8), bridge), cv2.MORPH_CLOSE, kernel)
     return Instance(category_id, closed[bridge:-bridge, bridge:-bridge] > 0, crowd=True)
 
@@ -144,18 +144,18 @@ def _add_crowd(rng: np.random.Generator, canvas: FloatArray) -> Instance:
 def _add_shapes(
     rng: np.random.Generator, canvas: FloatArray, taken: BoolArray, count: int
 ) -> list[Instance]:
-    """Paint up to `count` shapes, at least one, later ones over earlier ones.
+    """Paint up to ``count`` shapes, at least one, later ones over earlier ones.
 
-    A place is refused where it touches `taken` or would hide most of an earlier shape: a sliver
-    that is seen but not annotated would teach a wrong background.
+    A position is rejected if it touches ``taken`` or would hide most of an earlier shape, of which
+    only a sliver would be annotated.
     """
     height, width = taken.shape
     side = min(height, width)
-    placed: list[tuple[int, BoolArray, int]] = []  # category, visible mask, its area at first
+    placed: list[tuple[int, BoolArray, int]] = []  # category, visible mask, whole area
     largest = 0.5
     while len(placed) < count:
         category_id = _random_category(rng)
-        allowed = 0.5 if rng.random() < 0.5 else 0.0  # share of an earlier shape to cover
+        allowed = 0.5 if rng.random() < 0.5 else 0.0  # share of an earlier shape that may be hidden
         for _ in range(30):
             size = side * rng.uniform(min(0.2, largest / 2), largest)
             margin = size * (0.35 if rng.random() < 0.2 else 0.55)
@@ -165,24 +165,24 @@ def _add_shapes(
             mask = coverage >= 0.5
             if (not (mask & taken).any()
                     and mask.sum() > 0.6 * cv2.contourArea(polygon)
-                    and all((mask & seen).sum() <= allowed * seen.sum()
-                            and (seen & ~mask).sum() > 0.45 * area
-                            for _, seen, area in placed)):
+                    and all((mask & visible).sum() <= allowed * visible.sum()
+                            and (visible & ~mask).sum() > 0.45 * area
+                            for _, visible, area in placed)):
                 _paint_shape(rng, canvas, coverage, category_id)
-                placed = [(other, seen & ~mask, area) for other, seen, area in placed]
+                placed = [(other, visible & ~mask, area) for other, visible, area in placed]
                 placed.append((category_id, mask, int(mask.sum())))
                 break
         else:
             if placed:
-                break  # full enough
+                break
             largest *= 0.8
-    return [Instance(category_id, seen) for category_id, seen, _ in placed]
+    return [Instance(category_id, visible) for category_id, visible, _ in placed]
 
 
 def _add_tiny(
     rng: np.random.Generator, canvas: FloatArray, shapes: list[Instance]
 ) -> list[Instance]:
-    """Paint one shape of under 8 px and one or two small ones where nothing else is."""
+    """Paint one shape of less than 8 px and one or two small ones, away from other shapes."""
     height, width = canvas.shape[:2]
     taken = np.any([shape.mask for shape in shapes], axis=0)
     added: list[Instance] = []
@@ -201,7 +201,7 @@ def _add_tiny(
     return added
 
 
-# --- one shape --------------------------------------------------------------------------------
+# --- single shapes ----------------------------------------------------------------------------
 
 
 def _random_category(rng: np.random.Generator) -> int:
@@ -211,7 +211,7 @@ def _random_category(rng: np.random.Generator) -> int:
 def _outline(
     rng: np.random.Generator, category_id: int, size: float, centre: npt.NDArray[np.float64]
 ) -> FloatArray:
-    """Corners of one shape, randomly turned, about `size` px large; shape (N, 2)."""
+    """Return the corners (N, 2) of a randomly turned shape that is about ``size`` px large."""
     name = SHAPE_CLASSES[category_id - 1]
     corners = {'circle': 72, 'square': 4, 'triangle': 3, 'star': 10}[name]
     angles = np.arange(corners) * (2 * np.pi / corners)
@@ -230,13 +230,13 @@ def _outline(
 def _paint_shape(
     rng: np.random.Generator, canvas: FloatArray, coverage: FloatArray, category_id: int
 ) -> None:
-    """Blend one shape of a vivid colour, set off from what lies under it, into the canvas."""
+    """Blend a shape into the canvas, in a vivid colour that contrasts with its background."""
     height, width = coverage.shape
     inside = coverage >= 0.5
     under = canvas[inside].mean(axis=0)
-    own_hue = rng.random() < _OWN_HUE_SHARE
+    class_hue = rng.random() < _CLASS_HUE_SHARE
     for _ in range(12):
-        hue = rng.normal(_HUES[category_id - 1], 0.05) if own_hue else rng.random()
+        hue = rng.normal(_HUES[category_id - 1], 0.05) if class_hue else rng.random()
         vivid = colour(hue, rng.uniform(0.55, 1), rng.uniform(0.45, 1))
         if np.linalg.norm(vivid - under) > 110:
             break

@@ -1,4 +1,4 @@
-"""Masks as COCO annotations, and back."""
+"""Conversion of masks to COCO annotations, and back."""
 
 import numpy as np
 import pytest
@@ -8,25 +8,25 @@ from evit_mm.data.synthetic.annotations import coco_annotation, mask_to_polygons
 from evit_mm.data.synthetic.shapes import draw_shapes
 
 
-def test_many_images_give_masks_back_exactly():
-    # Shapes cut by others into pieces are rare: look at many more than are written.
-    pieces = 0
+def test_polygons_reproduce_the_masks():
+    # Shapes that others cut into pieces are rare, so this needs many images.
+    num_cut_shapes = 0
     for index in range(200):
         _, instances = draw_shapes((80, 80), 0, 'train', index)
         for instance in instances:
             assert instance.mask.any()
-            one = coco_annotation(instance, 1, 1)
+            annotation = coco_annotation(instance, 1, 1)
             if instance.crowd:
                 continue
             height, width = instance.mask.shape
-            polygons = one['segmentation']
+            polygons = annotation['segmentation']
             assert all(len(polygon) >= 8 for polygon in polygons)
             assert all(isinstance(value, float) for value in polygons[0])
             decoded = mask_utils.decode(mask_utils.merge(
                 mask_utils.frPyObjects(polygons, height, width)))
             np.testing.assert_array_equal(decoded, instance.mask)
-            pieces += len(polygons) > 1
-    assert pieces
+            num_cut_shapes += len(polygons) > 1
+    assert num_cut_shapes
 
 
 @pytest.mark.parametrize('rows', [

@@ -1,4 +1,4 @@
-"""What generating does to a folder: fill, reuse, replace, refuse, and never take over."""
+"""Generating into a folder: create, reuse, replace or refuse, and never touch files of others."""
 
 import pytest
 
@@ -17,10 +17,11 @@ class TestFolder:
         for overwrite in (False, True):
             again = generate(tmp_path, overwrite=overwrite, **TINY)
             assert again.reused
-            assert (again.images, again.annotations) == (first.images, first.annotations)
+            assert (again.num_images, again.num_annotations) == (
+                first.num_images, first.num_annotations)
         assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
 
-    def test_a_lost_file_is_made_again(self, generate, tmp_path, snapshot):
+    def test_missing_file_is_generated_again(self, generate, tmp_path, snapshot):
         generate(tmp_path, **TINY)
         before = snapshot(tmp_path)
         next(tmp_path.rglob('*.jpg')).unlink()
@@ -49,7 +50,7 @@ class TestFolder:
         expected[(image_folder / 'mine.jpg').relative_to(tmp_path / 'a').as_posix()] = b'mine'
         assert snapshot(tmp_path / 'a') == expected
 
-    def test_the_other_layout_counts_as_other_settings(self, generate, tmp_path, snapshot):
+    def test_dataset_of_the_other_layout(self, generate, tmp_path, snapshot):
         other = generate_ade if generate is generate_coco else generate_coco
         other(tmp_path / 'a', **TINY)
         with pytest.raises(UserError, match='other settings'):
@@ -61,7 +62,7 @@ class TestFolder:
                    for root in (tmp_path / 'a', tmp_path / 'b')]
         assert folders[0] == folders[1]
 
-    def test_a_foreign_folder_is_refused(self, generate, tmp_path, snapshot):
+    def test_non_empty_folder_is_refused(self, generate, tmp_path, snapshot):
         (tmp_path / 'notes.txt').write_text('mine')
         with pytest.raises(UserError, match=r'not empty.*--overwrite'):
             generate(tmp_path, **TINY)
@@ -71,7 +72,7 @@ class TestFolder:
 
     @pytest.mark.parametrize('manifest', [
         '{}', '[]', 'no json', '{"generator": "evit_mm.data.shapes", "settings": {"layout": 1}}'])
-    def test_a_manifest_of_something_else_is_foreign(self, generate, tmp_path, manifest, snapshot):
+    def test_manifest_of_another_program(self, generate, tmp_path, manifest, snapshot):
         (tmp_path / 'shapes.json').write_text(manifest)
         with pytest.raises(UserError, match='not made by this generator'):
             generate(tmp_path, **TINY)
@@ -79,7 +80,7 @@ class TestFolder:
             generate(tmp_path, overwrite=True, **TINY)
         assert snapshot(tmp_path) == {'shapes.json': manifest.encode()}
 
-    def test_foreign_files_are_never_replaced(self, generate, tmp_path, snapshot):
+    def test_files_of_others_are_never_replaced(self, generate, tmp_path, snapshot):
         generate(tmp_path / 'sample', **TINY)
         for name in snapshot(tmp_path / 'sample'):
             root = tmp_path / 'foreign' / name.replace('/', '_')
@@ -89,7 +90,7 @@ class TestFolder:
                 generate(root, overwrite=True, **TINY)
             assert snapshot(root) == {name: b'mine'}
 
-    def test_foreign_files_are_not_replaced_by_growing_either(self, generate, tmp_path, snapshot):
+    def test_files_of_others_are_not_replaced_by_more_images(self, generate, tmp_path, snapshot):
         generate(tmp_path, **TINY)
         new = next(tmp_path.rglob('*_train_*3.jpg'), tmp_path / 'train2017' / f'{3:012d}.jpg')
         mine = new.with_name(new.name.replace('3.jpg', '4.jpg'))
@@ -99,7 +100,7 @@ class TestFolder:
             generate(tmp_path, overwrite=True, **{**TINY, 'num_train': 4})
         assert snapshot(tmp_path) == before
 
-    def test_an_interrupted_generation_is_redone(self, generate, tmp_path, monkeypatch, snapshot):
+    def test_interrupted_generation_is_repeated(self, generate, tmp_path, monkeypatch, snapshot):
         whole = tmp_path / 'whole'
         generate(whole, **TINY)
         real = layouts.write_image
@@ -122,7 +123,7 @@ class TestFolder:
         assert not generate(root, **TINY).reused
         assert snapshot(root) == snapshot(whole)
 
-    def test_an_interrupted_replacement_leaves_nothing_behind(
+    def test_interrupted_replacement_leaves_no_files_behind(
             self, generate, tmp_path, monkeypatch, snapshot):
         whole, root = tmp_path / 'whole', tmp_path / 'a'
         generate(whole, **TINY)
@@ -131,7 +132,7 @@ class TestFolder:
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        for number in (5, 4):  # twice: the second must remember what the first knew
+        for number in (5, 4):  # the second run has to remember the files of the first dataset
             with monkeypatch.context() as patch:
                 patch.setattr(folder, '_remove_files', interrupt)
                 with pytest.raises(KeyboardInterrupt):
@@ -140,30 +141,29 @@ class TestFolder:
         generate(root, **TINY)
         assert snapshot(root) == snapshot(whole)
 
-    def test_interrupted_between_manifest_and_marker(self, generate, tmp_path, snapshot):
+    def test_interruption_between_manifest_and_marker(self, generate, tmp_path, snapshot):
         generate(tmp_path, **TINY)
         before = snapshot(tmp_path)
         (tmp_path / 'shapes.partial').write_text('{"generator": "evit_mm.data.shapes"}')
         assert generate(tmp_path, **TINY).reused
         assert snapshot(tmp_path) == before
 
-    def test_a_format_of_another_version_is_not_reused(self, generate, tmp_path, monkeypatch):
+    def test_dataset_of_another_format_is_not_reused(self, generate, tmp_path, monkeypatch):
         generate(tmp_path, **TINY)
         monkeypatch.setattr(folder, 'FORMAT', folder.FORMAT + 1)
         with pytest.raises(UserError, match='other settings'):
             generate(tmp_path, **TINY)
 
-    def test_a_file_in_the_way(self, generate, tmp_path):
+    def test_file_in_place_of_the_folder(self, generate, tmp_path):
         (tmp_path / 'file').write_text('mine')
         for root in (tmp_path / 'file', tmp_path / 'file' / 'below' / 'it'):
-            with pytest.raises(UserError, match='is a file, but a folder is needed'):
+            with pytest.raises(UserError, match=f"^can't write {root}: .*is a file"):
                 generate(root, **TINY)
 
-    def test_a_failing_disk_is_told(self, generate, tmp_path, monkeypatch):
+    def test_full_disk_is_reported(self, generate, tmp_path, monkeypatch):
         def fail(path, image):
             raise OSError(28, 'No space left on device', str(path))
 
         monkeypatch.setattr(layouts, 'write_image', fail)
-        with pytest.raises(UserError, match='No space left on device'):
+        with pytest.raises(UserError, match="^can't write .*: No space left on device"):
             generate(tmp_path, **TINY)
-

@@ -1,4 +1,4 @@
-"""Generated datasets: the same bytes for the same request, and only for what can be drawn."""
+"""The generators are deterministic, and validate their arguments."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from evit_mm.errors import UserError
 
 @pytest.mark.parametrize('generate', [generate_coco, generate_ade])
 class TestDeterminism:
-    def test_same_seed_same_bytes(self, generate, tmp_path, small, snapshot):
+    def test_same_seed_gives_same_files(self, generate, tmp_path, small, snapshot):
         for name in 'ab':
             generate(tmp_path / name, **small)
         assert snapshot(tmp_path / 'a') == snapshot(tmp_path / 'b')
 
-    def test_another_seed_differs(self, generate, tmp_path, small, snapshot):
+    def test_another_seed_gives_other_images(self, generate, tmp_path, small, snapshot):
         generate(tmp_path / 'a', **small)
         generate(tmp_path / 'b', **{**small, 'seed': 4})
         a, b = snapshot(tmp_path / 'a'), snapshot(tmp_path / 'b')
@@ -45,9 +45,9 @@ class TestDeterminism:
                 assert first == second[:len(first)]
 
 
-def test_same_bytes_in_another_process(
+def test_same_files_from_another_process(
         coco_root, ade_root, tmp_path, small, snapshot, repository):
-    # Other hash seed: the order of sets must not reach the files.
+    # With another hash seed, sets are iterated in another order.
     code = (f'import sys; sys.path.insert(0, {str(repository)!r})\n'
             'from evit_mm.data import generate_ade, generate_coco\n'
             f'generate_coco("coco", **{small!r})\n'
@@ -60,23 +60,23 @@ def test_same_bytes_in_another_process(
 
 @pytest.mark.parametrize('generate', [generate_coco, generate_ade])
 class TestCall:
-    def test_reports_what_it_wrote(self, generate, tmp_path):
+    def test_returned_summary(self, generate, tmp_path):
         data = generate(tmp_path / 'new' / 'folder', num_train=3, num_val=1, image_size=(64, 64),
                         progress=False)
         assert not data.reused
         assert data.root == tmp_path / 'new' / 'folder'
-        assert data.images == {'train': 3, 'val': 1}
+        assert data.num_images == {'train': 3, 'val': 1}
         if generate is generate_coco:
-            for split, count in data.annotations.items():
+            for split, count in data.num_annotations.items():
                 path = data.root / 'annotations' / f'instances_{split}2017.json'
                 assert len(json.loads(path.read_text())['annotations']) == count
         else:
-            assert data.annotations == {}
+            assert data.num_annotations == {}
 
     @pytest.mark.parametrize('change', [
         dict(num_train=0), dict(num_val=-1), dict(image_size=(8, 8)), dict(image_size=(64, 9999)),
         dict(image_size=(64, 200)), dict(seed=-1), dict(seed=2**32), dict(num_train=10**9)])
-    def test_bad_numbers(self, generate, tmp_path, small, change):
+    def test_invalid_arguments(self, generate, tmp_path, small, change):
         with pytest.raises(UserError, match='must'):
             generate(tmp_path / 'new', **{**small, **change})
         assert not (tmp_path / 'new').exists()

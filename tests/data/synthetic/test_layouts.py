@@ -1,4 +1,4 @@
-"""The written files: what COCO's and ADE20K's readers find in them."""
+"""The written files are what readers of COCO and ADE20K expect."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ class TestCocoLayout:
             *(f'train2017/{number:012d}.jpg' for number in range(1, 12)),
             *(f'val2017/{number:012d}.jpg' for number in range(1, 5))}
 
-    def test_fields_are_those_of_coco(self, coco):
+    def test_fields(self, coco):
         content = coco.dataset
         assert set(content) == {'info', 'licenses', 'images', 'annotations', 'categories'}
         assert content['categories'] == [
@@ -38,7 +38,7 @@ class TestCocoLayout:
                                 'category_id', 'id'}
             assert one['image_id'] in coco.imgs and one['category_id'] in coco.cats
 
-    def test_image_sizes_are_recorded_and_vary_about_the_request(self, coco, coco_root, small):
+    def test_image_sizes_are_recorded_and_vary(self, coco, coco_root, small):
         area = np.prod(small['image_size'])
         shapes = set()
         for image in coco.dataset['images']:
@@ -50,7 +50,7 @@ class TestCocoLayout:
         assert any(height > width for height, width in shapes)
         assert any(height < width for height, width in shapes)
 
-    def test_every_image_has_an_ordinary_instance(self, coco):
+    def test_every_image_has_an_object(self, coco):
         for image_id in coco.imgs:
             ordinary = coco.getAnnIds(image_id, iscrowd=False)
             assert 1 <= len(ordinary) <= 8
@@ -67,7 +67,7 @@ class TestCocoAnnotations:
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
             assert x + width <= mask.shape[1] and y + height <= mask.shape[0]
 
-    def test_masks_are_the_visible_ones_and_never_overlap(self, coco, small):
+    def test_masks_are_visible_pixels_and_never_overlap(self, coco, small):
         for index, image_id in enumerate(coco.imgs):
             _, instances = draw_shapes(small['image_size'], small['seed'], 'train', index)
             annotations = coco.loadAnns(coco.getAnnIds(image_id))
@@ -91,12 +91,12 @@ class TestCocoAnnotations:
             assert not any((coco.annToMask(one) & coco.annToMask(other)).any()
                            for other in others)
 
-    def test_tiny_and_small_objects_occur(self, coco):
+    def test_tiny_and_small_objects_exist(self, coco):
         ordinary = [one for one in coco.dataset['annotations'] if not one['iscrowd']]
         assert any(max(one['bbox'][2:]) < 8 for one in ordinary)
         assert any(one['area'] < 32 * 32 for one in ordinary)
 
-    def test_mmdet_loads_it(self, coco, coco_root):
+    def test_mmdet_loads_the_dataset(self, coco, coco_root):
         from mmdet.datasets import CocoDataset
         from mmengine.registry import init_default_scope
 
@@ -130,7 +130,7 @@ class TestAdeLayout:
                 expected.add(f'annotations/{folder}/ADE_{split}_{number:08d}.png')
         assert set(snapshot(ade_root)) == expected
 
-    def test_label_maps_fit_their_images(self, ade_root):
+    def test_label_maps_match_their_images(self, ade_root):
         seen = set()
         for path in (ade_root / 'images').rglob('*.jpg'):
             image = cv2.imread(str(path))
@@ -151,7 +151,7 @@ class TestAdeLayout:
         np.testing.assert_array_equal(stored, labels)
         assert image.shape == (*labels.shape, 3)
 
-    def test_mmseg_loads_it_and_names_the_classes_alike(self, ade_root):
+    def test_mmseg_loads_the_dataset_with_the_same_class_names(self, ade_root):
         from mmengine.registry import init_default_scope
         from mmseg.datasets import ADE20KDataset
 

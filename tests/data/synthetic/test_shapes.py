@@ -1,4 +1,4 @@
-"""Drawn shapes: what lies where, and how large."""
+"""Images for detection: positions and sizes of the shapes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from evit_mm.data.synthetic.shapes import _add_crowd, draw_shapes
 
 
-def test_crowd_covers_its_members():
+def test_crowd_mask_covers_all_its_shapes():
     rng = np.random.default_rng(0)
     for _ in range(10):
         before = np.full((120, 100, 3), 100, np.float32)
@@ -18,7 +18,7 @@ def test_crowd_covers_its_members():
 
 
 @pytest.mark.parametrize('size', [(64, 64), (64, 192), (192, 64)])
-def test_any_allowed_size_can_be_drawn(size):
+def test_extreme_sizes(size):
     for index in range(24):
         image, instances = draw_shapes(size, 0, 'val', index)
         assert any(not instance.crowd for instance in instances)
