@@ -51,7 +51,9 @@ lint: install
 # mkdocs-material announces MkDocs 2 in red at every build, unless this variable is set.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open site/index.html"
+	@! grep -rnE '<(script|link|img)[^>]* (src|href)="?https?:' --include='*.html' site || \
+		{ echo "error: the pages above fetch files from other hosts" >&2; exit 1; }
+	@echo "The site: site/index.html, or with its search: python3 -m http.server --directory site"
 
 # setuptools comes from the lock, so that nothing is downloaded.
 wheel: install
