@@ -1,7 +1,7 @@
 """Commands of the README, the documentation and the configs: their flags, files and results.
 
-A page's command is a line in a block of code that starts with one of our tools. It is parsed by the
-tool's own parser, and the files of this repository that it names must exist. The short ones are run.
+A command is a line in a block of code that starts with one of our tools. It is parsed by the tool's
+own parser, and the files of this repository that it names must exist. The short ones are run.
 """
 
 import argparse

@@ -10,8 +10,9 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-import evit_mm
 from evit_mm.checkpoint.zoo import PUBLISHED
+from evit_mm.models import EfficientViT
+from evit_mm.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
@@ -90,7 +91,7 @@ def test_config_snippets_build(code, tmp_path):
     config = Config.fromfile(tmp_path / 'own.py')
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
-    assert isinstance(model.backbone, evit_mm.models.EfficientViT)
+    assert isinstance(model.backbone, EfficientViT)
     classes = config.train_dataloader.dataset.get('metainfo', {}).get('classes')
     if classes:
         head = getattr(model, 'bbox_head', None) or model.decode_head
@@ -137,4 +138,4 @@ def test_citation_names_the_authors_of_the_readme():
 
 def test_the_changelog_describes_the_version():
     versions = re.findall(r'^## \[([\d.]+)\]', (REPOSITORY / 'CHANGELOG.md').read_text(), re.M)
-    assert evit_mm.__version__ in versions
+    assert __version__ in versions
