@@ -1,7 +1,10 @@
-# make demo       trains a small detector on generated images, tests it and draws what it sees
+# make demo       train a small detector on generated images, test it, draw its predictions
 # make demo-seg   the same with a segmentor
-# make test       lint, types and tests
-# All make their own environment in .venv first. Needs Python 3.10 to 3.12, git and a package index.
+# make test       lint, types, documentation and tests
+# make docs       build the site of docs/ into site/
+# make wheel      build the wheel into dist/
+# All set up their own environment in .venv first. They need Python 3.10 to 3.12, git and a package
+# index.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,12 +14,12 @@ DEMO_CONFIG := configs/retinanet_evit_m0_shapes.py
 DEMO_SEG := work_dirs/demo-seg
 DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
-# The first Python that fits; `make PYTHON=/path/to/python3.11 demo` overrides it.
-FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+# The first Python of a supported version; `make PYTHON=/path/to/python3.11 demo` overrides it.
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
-	$$python -c "$(FITS)" 2>/dev/null && echo $$python && break; done)
+	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow lint install lock clean
+.PHONY: demo demo-seg test test-slow lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -24,18 +27,18 @@ demo: install
 	$(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --seed 0
 	$(BIN)/python tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) \
 		--show-dir $(DEMO)/pictures
-	@echo "Pictures, true boxes on the left and predicted ones on the right: $(DEMO)/pictures"
+	@echo "Pictures, annotated boxes on the left and predicted boxes on the right: $(DEMO)/pictures"
 
 demo-seg: install
 	$(BIN)/python tools/prepare_data.py shapes --out data/shapes --layout ade
 	$(BIN)/python tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG) --seed 0
 	$(BIN)/python tools/test.py $(DEMO_SEG_CONFIG) $$(cat $(DEMO_SEG)/last_checkpoint) \
 		--work-dir $(DEMO_SEG) --show-dir $(DEMO_SEG)/pictures
-	@echo "Pictures, true classes on the left and predicted ones on the right:" \
+	@echo "Pictures, annotated classes on the left and predicted classes on the right:" \
 		"$(DEMO_SEG)/pictures/vis_data/vis_image"
 
-# Two processes, whose idle threads give their core away instead of spinning on it.
-test: lint
+# Two processes; their idle threads yield the core instead of spinning on it.
+test: lint docs
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
@@ -45,12 +48,26 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# mkdocs-material announces MkDocs 2 in red at every build, unless this variable is set.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@! grep -rnE '<(script|link|img)[^>]* (src|href)="?https?:' --include='*.html' site || \
+		{ echo "error: the pages above fetch files from other hosts" >&2; exit 1; }
+	@echo "The site: site/index.html, or with its search: python3 -m http.server --directory site"
+
+# setuptools comes from the lock, so that nothing is downloaded.
+wheel: install
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
 install: $(INSTALLED)
 
-# pip takes over where uv can't reach the index, as pip alone reads pip's own configuration.
+# pip takes over where uv can't reach the index: only pip reads pip's configuration files.
 $(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c "$(FITS)" || { echo "error: evit-mm needs Python 3.10, \
-	3.11 or 3.12, and none was found: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10, \
+	3.11 or 3.12, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/bootstrap.txt
@@ -70,4 +87,5 @@ lock: install
 		--no-emit-package opencv-python -o requirements/lock.txt
 
 clean:
-	rm -rf $(VENV) work_dirs data/shapes .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) work_dirs data/shapes site build dist .pytest_cache .ruff_cache .mypy_cache \
+		*.egg-info
