@@ -17,6 +17,7 @@ from ..checkpoint.key_maps import TIMM_FEATURES
 from ..errors import ConfigError, UserError
 from ..models import EfficientViTFPN
 from .model_factory import TIMM, TORCHVISION, build_model, is_config
+from .timing import raise_user_errors
 
 __all__ = ['PARTS', 'Network', 'build_networks', 'default_peers', 'randomize']
 
@@ -150,11 +151,11 @@ class _Builder:
         if is_config(name):
             title = title or Path(name).stem
             model = self._build_parts(name, options)
-            randomize(model, self.seed)
+            self._randomize(title, model)
             return Network(title, model, weights=title)
         arch, title = name.lower(), title or name.lower()
         backbone = build_model(name, options={'norm_eval': True, **options})
-        model = self._randomized(backbone)
+        model = self._randomized(name, backbone)
         if not options:
             self.ours[arch] = model
         # With options it may not compute the same as timm's port.
@@ -166,7 +167,7 @@ class _Builder:
         arch = plain.removeprefix(_TIMM_PREFIX).partition('.')[0]
         if not plain.startswith(_TIMM_PREFIX) or arch not in ARCHS:
             backbone = build_model(plain, features_only=True, options=options)
-            return Network(name, self._randomized(backbone), weights=name, peer=True)
+            return Network(name, self._randomized(name, backbone), weights=name, peer=True)
         backbone = build_model(plain, features_only=True, options={'img_size': _SIDE, **options})
         model = self._assemble(backbone)
         same = _copy_weights(self._ours(arch), model)
@@ -176,13 +177,19 @@ class _Builder:
         """Return our backbone without options."""
         if arch not in self.ours:
             torch.manual_seed(self.seed)
-            self.ours[arch] = self._randomized(build_model(arch, options={'norm_eval': True}))
+            self.ours[arch] = self._randomized(
+                arch, build_model(arch, options={'norm_eval': True}))
         return self.ours[arch]
 
-    def _randomized(self, backbone: nn.Module) -> nn.ModuleDict:
+    def _randomized(self, name: str, backbone: nn.Module) -> nn.ModuleDict:
         model = self._assemble(backbone)
-        randomize(model, self.seed)
+        self._randomize(name, model)
         return model
+
+    def _randomize(self, name: str, model: nn.ModuleDict) -> None:
+        # The first run of a model, which shows whether its parts fit together.
+        with raise_user_errors(f'{name} can\'t run on {_SIDE}x{_SIDE}', torch.device('cpu')):
+            randomize(model, self.seed)
 
     def _assemble(self, backbone: nn.Module) -> nn.ModuleDict:
         """Return a backbone and, if asked for, its neck."""
