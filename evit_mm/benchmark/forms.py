@@ -117,7 +117,8 @@ def prepare(model: nn.ModuleDict, form: Form, images: Tensor, *, mode: str = 'in
                         f'{", ".join(forms)}')
     if form.graph and images.device.type != 'cuda':
         raise UserError('CUDA graphs need a CUDA device')
-    model = _change_modules(copy.deepcopy(model), form.name, mode, peer)
+    model = copy.deepcopy(model)
+    _change_modules(model, form.name, mode, peer)
     dtype, layout = DTYPES[form.dtype], LAYOUTS[form.layout]
     if mode == 'inference':
         model.to(dtype=dtype)
@@ -144,19 +145,18 @@ def largest_difference(tensors: Mapping[str, Tensor], expected: Mapping[str, Ten
     return float('nan') if any(map(math.isnan, ratios)) else max(ratios)
 
 
-def _change_modules(model: nn.ModuleDict, form: str, mode: str, peer: bool) -> nn.ModuleDict:
-    if peer:
-        if form == 'fused':
-            from timm.utils import reparameterize_model
+def _change_modules(model: nn.ModuleDict, form: str, mode: str, peer: bool) -> None:
+    if peer and form == 'fused':
+        from timm.utils import reparameterize_model
 
-            return reparameterize_model(model, inplace=True)
-        return model
-    if mode == 'inference':
-        return model if form == 'eager' else deploy(model)
+        reparameterize_model(model, inplace=True)
+    if peer:
+        return
+    if mode == 'inference' and form != 'eager':
+        deploy(model)  # in place, since the root is a ModuleDict
     for module in model.modules():
-        if isinstance(module, EfficientViT):
+        if isinstance(module, EfficientViT) and mode == 'train':
             module.fold_norm = form in ('folded', 'compiled')
-    return model
 
 
 def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool) -> None:

@@ -208,4 +208,7 @@ def _time_once(steps: Steps, inputs: Any, stopwatch: Any) -> dict[str, float]:
 
 
 # The names before; `evit_mm.analysis` imports them.
-Work, Turns, must_work, reason = Steps, Timings, raise_user_errors, failure_reason
+Work = Steps
+Turns = Timings
+must_work = raise_user_errors
+reason = failure_reason

@@ -41,7 +41,7 @@ def test_a_backbone_and_its_peer(tmp_path):
     assert len(content['rows']) == 6 and content['rates']
 
 
-def test_training_steps(capsys):
+def test_training_steps(capsys, small_statistics):
     rows = benchmark(['m0'], mode='train', shapes=[(64, 64)], batch=2, repeats=1, with_neck=True,
                      forms=['eager', 'folded', 'efficient'], report=print)
     assert [row.form.name for row in rows] == ['eager', 'folded', 'efficient']
@@ -98,7 +98,7 @@ def test_added_peers_may_fail(monkeypatch, capsys, small_statistics):
     assert 'ratio: to m0 eager fp32' in printed
 
 
-def test_mistakes_are_reported(repository, tmp_path):
+def test_mistakes_are_reported(repository, tmp_path, small_statistics):
     configs = repository / 'configs'
     segmentor = configs / 'upernet_evit_m0_ade20k.py'
     for match, arguments in {
@@ -114,7 +114,8 @@ def test_mistakes_are_reported(repository, tmp_path):
         '--device': (segmentor, '--device', 'quantum'),
         'needs a single model': (segmentor, segmentor.with_name('upernet_evit_m1_ade20k.py'),
                                  '--variant', 'x', 'a=1'),
-        'in_channels|expected input': (segmentor, '--cfg-options', 'model.decode_head.in_channels=[1,2,3,4]'),
+        'in_channels|expected input': (segmentor, '--cfg-options',
+                                       'model.decode_head.in_channels=[1,2,3,4]'),
         '--forms deploy is not possible with --mode train': ('m0', '--mode', 'train', '--forms',
                                                              'deploy'),
         '--peer-forms fused is not possible with --mode train': ('m0', '--mode', 'train',
