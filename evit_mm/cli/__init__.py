@@ -1,10 +1,6 @@
-"""The flags of the tools, a file for each group of them, and how a tool ends."""
+"""The command line: one module for each command, which parses flags and calls the API.
 
-from .benchmark import benchmark_parser
-from .common import run_tool
-from .data import prepare_data_parser
-from .training import test_parser, train_parser
-from .weights import convert_weights_parser
-
-__all__ = ['benchmark_parser', 'convert_weights_parser', 'prepare_data_parser', 'run_tool',
-           'test_parser', 'train_parser']
+Each command's module has ``DESCRIPTION``, ``add_arguments(parser)`` and ``run(args)``, and imports
+nothing slower than `argparse` until ``run`` is called. `main` implements the command ``evit-mm``
+and the entry point of the scripts in tools/.
+"""

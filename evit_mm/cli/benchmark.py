@@ -7,7 +7,10 @@ from typing import Any
 
 from .common import ConfigOptions
 
-__all__ = ['benchmark_parser']
+DESCRIPTION = (
+    'Measure time, memory, parameters and multiply-adds of '
+        'backbones, detectors and segmentors in several forms, which take turns in one run, with '
+        'random weights.')
 
 _MODES = ('inference', 'train')
 _FORMS = ('eager', 'deploy', 'folded', 'compiled')
@@ -29,12 +32,8 @@ class _Variant(ConfigOptions):
         setattr(namespace, self.dest, [*earlier, (name, getattr(namespace, self.dest))])
 
 
-def benchmark_parser() -> argparse.ArgumentParser:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of tools/benchmark.py."""
-    parser = argparse.ArgumentParser(
-        prog='benchmark.py', description='Measure time, memory, parameters and multiply-adds of '
-        'backbones, detectors and segmentors in several forms, which take turns in one run, with '
-        'random weights.')
     parser.add_argument('subjects', nargs='+', metavar='MODEL',
                         help='m0 to m5, the path of a config, timm://MODEL, torchvision://resnet50 '
                         'or torchvision://mobilenet_v3_large')
@@ -93,7 +92,6 @@ def benchmark_parser() -> argparse.ArgumentParser:
     how.add_argument('--json', type=Path, metavar='FILE', help='write all figures there too')
     how.add_argument('--plot', type=Path, metavar='FILE.png',
                      help='draw ratios; with --shapes, time and memory over pixels')
-    return parser
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -101,3 +99,10 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f'{text!r} must be HEIGHTxWIDTH, such as 800x1344')
     return int(match[1]), int(match[2])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from ..benchmark import benchmark
+
+    benchmark(args)

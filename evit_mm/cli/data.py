@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-__all__ = ['prepare_data_parser']
+DESCRIPTION = (
+    'Prepare a dataset for training and evaluation.')
 
 
-def prepare_data_parser() -> argparse.ArgumentParser:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The datasets that tools/prepare_data.py prepares, and the flags of each."""
-    parser = argparse.ArgumentParser(
-        prog='prepare_data.py', description='Prepare a dataset for training and evaluation.')
     datasets = parser.add_subparsers(required=True, metavar='DATASET')
     shapes = datasets.add_parser(
         'shapes', help='draw a small synthetic dataset (offline, under a minute)',
@@ -31,4 +30,10 @@ def prepare_data_parser() -> argparse.ArgumentParser:
     shapes.add_argument('--overwrite', action='store_true',
                         help='replace a shapes dataset of other options, or write into a folder '
                              'that holds other files (which stay untouched)')
-    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from ..data.prepare import prepare
+
+    prepare(args)

@@ -2,15 +2,13 @@
 
 import argparse
 
-__all__ = ['convert_weights_parser']
-
-
-def convert_weights_parser() -> argparse.ArgumentParser:
-    """The flags of tools/convert_weights.py."""
-    parser = argparse.ArgumentParser(
-        prog='convert_weights.py',
-        description='Write weights in another layout, or look into a file of them. Training and '
+DESCRIPTION = (
+    'Write weights in another layout, or look into a file of them. Training and '
                     'testing need no conversion: they take every layout as it is.')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of tools/convert_weights.py."""
     parser.add_argument('src', nargs='?', metavar='SRC',
                         help='a file of any known layout, an address, or a published name')
     parser.add_argument('dst', nargs='?', metavar='DST',
@@ -25,4 +23,10 @@ def convert_weights_parser() -> argparse.ArgumentParser:
     parser.add_argument('--trust', action='store_true',
                         help='read SRC even if that runs code from it: only for files of people '
                              'whose programs you would run')
-    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from ..checkpoint.convert import convert
+
+    convert(args)

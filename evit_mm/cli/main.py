@@ -1,0 +1,129 @@
+"""The command ``evit-mm``, and the entry point of the scripts in tools/."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..version import __version__
+
+__all__ = ['COMMANDS', 'main', 'run_tool']
+
+
+class Command(NamedTuple):
+    """A command: the module that implements it, its script in tools/, and its summary."""
+
+    module: str
+    script: str
+    summary: str
+
+
+COMMANDS = {
+    'train': Command('train', 'train.py', 'train a detector or segmentor'),
+    'test': Command('test', 'test.py', 'evaluate a checkpoint'),
+    'benchmark': Command('benchmark', 'benchmark.py', 'measure time, memory and multiply-adds'),
+    'analyze': Command('analyze', 'analyze.py', 'run the analyses of the EfficientViT paper'),
+    'convert': Command('convert', 'convert_weights.py', 'convert, inspect or list weights'),
+    'data': Command('data', 'prepare_data.py', 'prepare a dataset'),
+    'run': Command('run_script', 'run.py', 'run a script of MMDetection or MMSegmentation'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``evit-mm``.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit status; see `run_tool`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in argv if not argument.startswith('-')), None)
+    parser = argparse.ArgumentParser(
+        prog='evit-mm', description='EfficientViT for MMDetection and MMSegmentation.',
+        epilog='evit-mm COMMAND --help lists the flags of a command.')
+    parser.add_argument('--version', action='version', version=f'evit-mm {__version__}')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    implementation: Any = None
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.summary)
+        if name == chosen:  # importing the others too would slow every command down
+            implementation = _implementation(command)
+            subparser.description = implementation.DESCRIPTION
+            implementation.add_arguments(subparser)
+    return _exit_status(lambda: parser.parse_args(argv), lambda args: implementation.run(args))
+
+
+def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command under the name of its script in tools/.
+
+    A `UserError` or a missing package ends it with one sentence on stderr; the environment variable
+    EVIT_MM_TRACEBACK=1 shows the traceback instead.
+
+    Args:
+        name: The command, a key of `COMMANDS`.
+        argv: The arguments after the script's name; those of the process by default.
+
+    Returns:
+        The exit status: 0; 1 if a package is missing; 2 after a mistake of the user; 130 after
+        Ctrl-C; 141 if the reader of stdout is gone, as in ``| head -1``.
+    """
+    command = COMMANDS[name]
+    implementation = _implementation(command)
+    parser = argparse.ArgumentParser(prog=command.script, description=implementation.DESCRIPTION)
+    implementation.add_arguments(parser)
+    return _exit_status(lambda: parser.parse_args(argv), implementation.run)
+
+
+def _implementation(command: Command) -> Any:
+    return import_module(f'evit_mm.cli.{command.module}')
+
+
+def _exit_status(parse: Callable[[], argparse.Namespace],
+                 run: Callable[[argparse.Namespace], Any]) -> int:
+    """Parse and run a command, and turn its errors into an exit status and a sentence."""
+    # setuptools warns of this at every import of mmengine.
+    warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
+    show_traceback = bool(os.environ.get('EVIT_MM_TRACEBACK'))
+    try:
+        args = parse()
+        if getattr(args, 'local_rank', None) is not None:
+            os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        run(args)
+        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's shutdown
+    except UserError as error:
+        if show_traceback:
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if show_traceback:
+            raise
+        print(f'error: {error} (EVIT_MM_TRACEBACK=1 shows where)', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted; what was saved is kept', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not _stdout_is_closed():  # a socket or another process's pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if getattr(args, 'launcher', 'none') != 'none':
+        from ..engine.launch import work_is_done  # imports torch
+
+        work_is_done()
+    return 0
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
