@@ -38,7 +38,8 @@ def check_environment() -> None:
 
 
 def install() -> None:
-    """Add the operators that mmcv-lite lacks; idempotent."""
-    from . import mmcv_ops
+    """Add the operators that mmcv-lite lacks, and ``evit_mm::`` to configs; idempotent."""
+    from . import mmcv_ops, packaged_configs
 
     mmcv_ops.install()
+    packaged_configs.install()
