@@ -120,9 +120,17 @@ def _default_scope(args: Sequence[str]) -> str | None:
 
 
 def _execute(script: Path, args: Sequence[str]) -> None:
-    """Run a file as `python FILE ARGS...` does, after registering the models of evit_mm."""
+    """Run a file as `python FILE ARGS...` does, with the models of evit_mm registered.
+
+    `torch.load`, which some scripts call, accepts mmengine's training checkpoints, still without
+    running code from them.
+    """
+    import torch
+
     from .. import models  # noqa: F401
+    from ..checkpoint.safe_load import allowed_globals
 
     sys.argv = [str(script), *args]
     sys.path[0] = str(script.parent)  # scripts import their neighbours
-    runpy.run_path(str(script), run_name='__main__')
+    with torch.serialization.safe_globals(allowed_globals()):
+        runpy.run_path(str(script), run_name='__main__')
