@@ -130,6 +130,10 @@ def _execute(script: Path, args: Sequence[str]) -> None:
     from .. import models  # noqa: F401
     from ..checkpoint.safe_load import allowed_globals
 
+    if any(script == other.file for other in installed_scripts() if other.package == 'mmseg'):
+        from ..segmentation.visualization import draw_on_contiguous_images
+
+        draw_on_contiguous_images()
     sys.argv = [str(script), *args]
     sys.path[0] = str(script.parent)  # scripts import their neighbours
     with torch.serialization.safe_globals(allowed_globals()):
