@@ -12,7 +12,7 @@ model = dict(
         _delete_=True,
         type='EfficientViT',
         arch='m4',
-        norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
+        norm_eval=True,  # keep pretrained BN statistics; --from-scratch sets False
         init_cfg=dict(type='Pretrained', checkpoint='evit://efficientvit_m4')),
     neck=dict(
         _delete_=True,

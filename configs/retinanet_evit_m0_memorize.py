@@ -1,10 +1,11 @@
-"""Can the model learn from real images? RetinaNet-M0, from random weights, memorises eight.
+"""RetinaNet-M0 overfits eight real images from random weights: a check that the model learns.
 
     tools/train.py configs/retinanet_evit_m0_memorize.py --seed 0 --data-root COCO
 
 It trains and evaluates on the first eight training images that have objects, all at 416x416.
-Neck and head have half the published width and two convolutions instead of four, so that two CPU
-cores need minutes: at full width the head takes nine tenths of the arithmetic.
+Neck and head have half the published width, and the head two convolutions instead of four, so
+that two CPU cores train it in minutes: at full width, nine tenths of the multiply-adds are in the
+head.
 """
 
 _base_ = './retinanet_evit_m0_coco.py'
@@ -25,7 +26,7 @@ train_pipeline = [
     resize,
     dict(type='PackDetInputs'),
 ]
-# The truth travels with the images, so that the metric needs no annotation file of these eight.
+# Annotations are packed with the images, so that the metric needs no file of these eight alone.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     resize,
@@ -45,7 +46,7 @@ val_dataloader = dict(
     dataset=dict(
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
-        test_mode=False,  # the same images as in training: those with objects
+        test_mode=False,  # filter empty images, as in training
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         indices=num_images,
         pipeline=test_pipeline))
@@ -65,4 +66,4 @@ default_hooks = dict(
     logger=dict(interval=20, ignore_last=False), checkpoint=dict(by_epoch=False, interval=steps))
 log_processor = dict(by_epoch=False, window_size=20)
 auto_scale_lr = dict(base_batch_size=4)
-tta_pipeline = None  # COCO's scales do not suit these; --tta flips alone
+tta_pipeline = None  # COCO's scales do not fit these images; --tta only flips

@@ -1,9 +1,9 @@
-"""RetinaNet-M0 on generated images, from random weights: what `make demo` trains in minutes.
+"""RetinaNet-M0 on generated images, from random weights: `make demo` trains it in minutes.
 
     tools/prepare_data.py shapes
     tools/train.py configs/retinanet_evit_m0_shapes.py
 
-Also an example of a dataset of one's own: classes, their number in the head, and a data root.
+It is also a template for a custom dataset: classes, their number in the head, and a data root.
 """
 
 _base_ = './retinanet_evit_m0_coco.py'
@@ -14,7 +14,7 @@ metainfo = dict(
     palette=[(220, 20, 60), (0, 120, 220), (30, 160, 60), (250, 170, 30)])
 max_epochs = 16
 
-# A light neck and head fit these images and two CPU cores.
+# A light neck and head suffice for these images and train on two CPU cores.
 model = dict(
     backbone=dict(norm_eval=False, init_cfg=None),
     neck=dict(out_channels=64),
@@ -62,4 +62,4 @@ param_scheduler = [
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=8, max_keep_ckpts=1))
-tta_pipeline = None  # COCO's scales do not suit these; --tta flips alone
+tta_pipeline = None  # COCO's scales do not fit these images; --tta only flips

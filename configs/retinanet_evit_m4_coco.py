@@ -13,7 +13,7 @@ model = dict(
         _delete_=True,
         type='EfficientViT',
         arch='m4',
-        norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
+        norm_eval=True,  # keep pretrained BN statistics; --from-scratch sets False
         init_cfg=dict(type='Pretrained', checkpoint='evit://efficientvit_m4')),
     neck=dict(
         _delete_=True,
@@ -22,5 +22,6 @@ model = dict(
         out_channels=256,
         num_extra_trans_convs=1,  # stride 8
         num_outs=5),  # strides 8 to 128
-    # Two processes compute the loss of one with the doubled batch; RetinaHead is the plain one.
+    # Averages the loss over all processes, so that N of them equal one with an N times larger
+    # batch; RetinaHead averages within each process.
     bbox_head=dict(type='SyncedRetinaHead'))

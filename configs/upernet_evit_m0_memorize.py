@@ -1,4 +1,4 @@
-"""Can the model learn from real images? UperNet-M0, from random weights, memorises two.
+"""UperNet-M0 overfits two real images from random weights: a check that the model learns.
 
     tools/train.py configs/upernet_evit_m0_memorize.py --seed 0 --data-root ADEChallengeData2016
 
@@ -22,7 +22,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     resize,
-    dict(type='LoadAnnotations'),  # after Resize: predictions are compared at the image's own size
+    dict(type='LoadAnnotations'),  # after Resize: evaluated at the original image size
     dict(type='PackSegInputs'),
 ]
 

@@ -1,11 +1,11 @@
-"""UperNet-M0 on generated scenes, from random weights: what `make demo-seg` trains in minutes.
+"""UperNet-M0 on generated scenes, from random weights: `make demo-seg` trains it in minutes.
 
     tools/prepare_data.py shapes
     tools/train.py configs/upernet_evit_m0_shapes.py
 
-The scenes are laid out and labelled as ADE20K's, with eleven of its 150 classes. For classes of
-one's own, add `metainfo=dict(classes=..., palette=...)` to the datasets, their number to both
-heads, and `reduce_zero_label=False` to the datasets where 0 is a class.
+The scenes have ADE20K's folders and labels, with eleven of its 150 classes. For custom classes, set
+`metainfo=dict(classes=..., palette=...)` in the datasets and their number in both heads, and
+`reduce_zero_label=False` in the datasets if label 0 is a class.
 """
 
 _base_ = './upernet_evit_m0_ade20k.py'
@@ -14,7 +14,7 @@ data_root = 'data/shapes/ade/'
 size = (192, 192)
 steps = 200
 
-# A light head fits these images and two CPU cores.
+# A light head suffices for these images and trains on two CPU cores.
 model = dict(
     data_preprocessor=dict(size=size),
     backbone=dict(norm_eval=False, init_cfg=None),
@@ -32,7 +32,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     resize,
-    dict(type='LoadAnnotations'),  # after Resize: predictions are compared at the image's own size
+    dict(type='LoadAnnotations'),  # after Resize: evaluated at the original image size
     dict(type='PackSegInputs'),
 ]
 

@@ -1,6 +1,6 @@
 """UperNet on EfficientViT-M4, ADE20K, 160k iterations of 16 crops of 512x512.
 
-docs/segmentation.md says why pyramid, width and windows are what they are.
+docs/segmentation.md gives the reasons for the strides, the width and the window sizes.
 """
 
 _base_ = [
@@ -19,12 +19,12 @@ model = dict(
         arch='m4',
         stem_strides=(8,),  # strides 8 to 64
         window_sizes=8,  # 512 / 16, / 32 and / 64 are multiples of 8
-        norm_eval=True,  # fine-tuning keeps the statistics of BN; --from-scratch learns them
+        norm_eval=True,  # keep pretrained BN statistics; --from-scratch sets False
         init_cfg=dict(type='Pretrained', checkpoint='evit://efficientvit_m4')),
     decode_head=dict(in_channels=[64, 128, 256, 384], channels=128, num_classes=150),
     auxiliary_head=dict(in_channels=128, in_index=1, channels=64, num_classes=150))
 
-train_dataloader = dict(batch_size=16)  # of one GPU
+train_dataloader = dict(batch_size=16)  # on one GPU
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 optim_wrapper = dict(
     _delete_=True,

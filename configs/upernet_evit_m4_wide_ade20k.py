@@ -1,6 +1,6 @@
-"""UperNet on EfficientViT-M4 for mIoU above all: five levels from stride 4, 256 wide.
+"""UperNet on EfficientViT-M4, tuned for mIoU alone: five levels from stride 4, 256 channels.
 
-The head costs 42 times the backbone's multiply-adds; docs/segmentation.md has the comparison.
+The head takes 42 times the multiply-adds of the backbone; docs/segmentation.md compares them.
 """
 
 _base_ = './upernet_evit_m4_ade20k.py'

@@ -6,11 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-try:
-    from evit_mm.benchmark import benchmark
-    from evit_mm.cli import benchmark_parser, run_tool
-except ImportError as error:  # says what is missing from this Python's packages
-    sys.exit(f'error: {error}')
+from evit_mm.cli.main import run_tool
 
 if __name__ == '__main__':
-    sys.exit(run_tool(benchmark_parser(), benchmark))
+    sys.exit(run_tool('benchmark'))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Behind dist_train.sh and dist_test.sh: one tool under torchrun, on GPUs or on the CPU.
+# Called by dist_train.sh and dist_test.sh: runs a tool under torchrun, on GPUs or on the CPU.
 set -euo pipefail
 tools=$(cd "$(dirname "$0")" && pwd)
 tool=$1; shift
@@ -12,7 +12,7 @@ if [ "$tool" = test.py ]; then
 fi
 processes=${1:-}
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: the number of processes is missing: dist_${tool%.py}.sh CONFIG" \
+    echo "error: the number of processes is missing; usage: dist_${tool%.py}.sh CONFIG" \
         "$([ "$tool" = test.py ] && echo 'CHECKPOINT ')NPROC [flags]" >&2
     exit 2
 fi
@@ -24,7 +24,7 @@ else
     where=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
            --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
 fi
-# Each process has said what is wrong, so the launcher's own traceback is left out.
+# The processes report their own errors, so torchrun's traceback is suppressed.
 exec "$python" -c '
 import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -32,6 +32,6 @@ from torch.distributed.run import main
 try:
     main()
 except ChildFailedError as error:
-    sys.exit(abs(error.get_first_failure()[1].exitcode))  # the others were stopped by it
+    sys.exit(abs(error.get_first_failure()[1].exitcode))  # torchrun stopped the others
 ' "${where[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "${positional[@]}" --launcher pytorch "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Train under Slurm: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]
-# GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS change what is asked for.
+# Environment variables: GPUS (8), GPUS_PER_NODE (GPUS), CPUS_PER_TASK (5), SRUN_ARGS, PYTHON.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-    echo "error: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]" >&2
+    echo "usage: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [flags of train.py]" >&2
     exit 2
 fi
 tools=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +14,7 @@ per_node=${GPUS_PER_NODE:-$gpus}
 python=${PYTHON:-${VIRTUAL_ENV:-$tools/../.venv}/bin/python}
 command -v "$python" >/dev/null || python=python3
 
-# SRUN_ARGS holds several words on purpose.
+# SRUN_ARGS is unquoted so that it splits into several arguments.
 # shellcheck disable=SC2086
 exec srun --partition "$partition" --job-name "$name" --gres "gpu:$per_node" --ntasks "$gpus" \
     --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \

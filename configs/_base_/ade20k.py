@@ -1,4 +1,4 @@
-"""ADE20K at crop 512, and what every segmentation config here needs."""
+"""ADE20K in crops of 512x512, and the settings that all segmentation configs share."""
 
 _base_ = 'mmseg::_base_/datasets/ade20k.py'
 

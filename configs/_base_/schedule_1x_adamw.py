@@ -1,4 +1,4 @@
-"""12 epochs with AdamW, as the published detectors were trained, and what every config needs."""
+"""The published detectors' schedule, 12 epochs of AdamW, and settings that all detectors share."""
 
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from ..errors import UserError
 from ..version import __version__
 
 __all__ = ['COMMANDS', 'main', 'run_tool']
+
+_STDOUT = 1  # the file descriptor: sys.stdout may have been replaced
 
 
 class Command(NamedTuple):
@@ -112,7 +115,7 @@ def _exit_status(parse: Callable[[], argparse.Namespace],
     except BrokenPipeError:
         if not _stdout_is_closed():  # a socket or another process's pipe
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for what is still buffered
         return 141
     if getattr(args, 'launcher', 'none') != 'none':
         from ..engine.launch import work_is_done  # imports torch
@@ -122,8 +125,7 @@ def _exit_status(parse: Callable[[], argparse.Namespace],
 
 
 def _stdout_is_closed() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Return whether stdout is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # errors are always reported
+    return any(event & select.POLLERR for _, event in poll.poll(0))

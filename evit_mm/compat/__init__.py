@@ -4,6 +4,7 @@ Importing `evit_mm` imports neither torch nor mmengine. What it adds to them is 
 mmengine has been imported, at once if it already is:
 
 - `mmcv_ops` registers a stand-in for ``mmcv._ext`` if mmcv has no compiled operators;
+- `packaged_configs` lets configs inherit from ``evit_mm::NAME.py``;
 - `evit_mm.checkpoint.mmengine_loader` makes mmengine read checkpoints safely, and by name;
 - `evit_mm.models` registers the backbone and the neck.
 """
@@ -60,9 +61,10 @@ def install() -> None:
         raise ImportError(f'evit_mm needs torch >= {".".join(map(str, _MIN_TORCH))}, but torch '
                           f'{torch.__version__} is installed: upgrade torch and torchvision '
                           'together')
-    from . import mmcv_ops
+    from . import mmcv_ops, packaged_configs
 
     mmcv_ops.install()  # first, as the models import mmcv
+    packaged_configs.install()
     from ..checkpoint import mmengine_loader
 
     mmengine_loader.install()

@@ -1,0 +1,69 @@
+"""`_base_ = 'evit_mm::...'` in configs."""
+
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from evit_mm.compat import packaged_configs
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a config and return its path."""
+
+    def write(text):
+        path = tmp_path / 'mine.py'
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('base, scope', [('retinanet_evit_m4_coco', 'mmdet'),
+                                         ('upernet_evit_m4_ade20k', 'mmseg')])
+def test_a_packaged_config_as_base(base, scope, config, repository):
+    mine = Config.fromfile(config(f"_base_ = 'evit_mm::{base}.py'\nmodel = dict(backbone=dict("
+                                  "arch='m0'))\n"))
+    original = Config.fromfile(repository / 'configs' / f'{base}.py')
+    assert mine.default_scope == scope and mine.model.backbone.arch == 'm0'
+    original.model.backbone.arch = 'm0'
+    assert mine.to_dict() == original.to_dict()  # no scope of its own either
+
+
+def test_parts_in_a_folder_and_other_packages(config):
+    mine = Config.fromfile(config("_base_ = ['evit_mm::_base_/schedule_1x_adamw.py', "
+                                  "'mmdet::_base_/default_runtime.py']\n"))
+    assert mine.optim_wrapper.optimizer.type == 'AdamW' and mine.default_scope == 'mmdet'
+
+
+def test_an_unknown_name(config):
+    path = config("_base_ = 'evit_mm::retinanet.py'\n")
+    with pytest.raises(FileNotFoundError, match=r'no such file: .*retinanet\.py \(evit_mm::'):
+        Config.fromfile(path)
+
+
+def test_installing_twice_wraps_once():
+    resolve = Config._get_cfg_path
+    packaged_configs.install()
+    assert Config._get_cfg_path is resolve
+
+
+def test_mmengine_may_be_imported_later():
+    """The module is wrapped as soon as mmengine loads it, and nothing is left behind."""
+    code = ('import importlib.util, sys\n'
+            'spec = importlib.util.spec_from_file_location("packaged_configs", '
+            f'{packaged_configs.__file__!r})\n'
+            'module = importlib.util.module_from_spec(spec)\n'
+            'spec.loader.exec_module(module)\n'
+            'finders = [*sys.meta_path]\n'
+            'module.install()\n'
+            'module.install()\n'
+            'assert "mmengine" not in sys.modules and len(sys.meta_path) == len(finders) + 1\n'
+            'from mmengine.config import Config\n'
+            'print(Config._get_cfg_path("evit_mm::retinanet_evit_m4_coco.py", ""))\n'
+            'assert not any(type(finder).__name__ == "_AfterImport" for finder in sys.meta_path)\n')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"('{packaged_configs.CONFIGS / 'retinanet_evit_m4_coco.py'}', None)\n"
