@@ -43,12 +43,17 @@ class Arch:
     num_attentions: int = 1
 
     @property
+    def ffn_ratios(self) -> tuple[float, ...]:
+        """Return ``ffn_ratio`` per stage."""
+        if isinstance(self.ffn_ratio, tuple):
+            return self.ffn_ratio
+        return (self.ffn_ratio,) * NUM_STAGES
+
+    @property
     def hidden_dims(self) -> tuple[int, ...]:
         """Hidden channels of the feed-forward parts, per stage."""
-        ratios = self.ffn_ratio if isinstance(self.ffn_ratio, tuple) else \
-            (self.ffn_ratio,) * NUM_STAGES
         return tuple(int(dims * ratio)
-                     for dims, ratio in zip(self.embed_dims, ratios, strict=True))
+                     for dims, ratio in zip(self.embed_dims, self.ffn_ratios, strict=True))
 
     def __post_init__(self) -> None:
         for name in ('embed_dims', 'depths', 'num_heads', 'key_dims'):
@@ -69,10 +74,8 @@ class Arch:
                               f'largest of num_heads={self.num_heads}')
         if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
             raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
-        ratios = (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
-                  else (self.ffn_ratio,) * NUM_STAGES)
-        if len(ratios) != NUM_STAGES or not all(
-                isinstance(ratio, int | float) for ratio in ratios):
+        if len(self.ffn_ratios) != NUM_STAGES or not all(
+                isinstance(ratio, int | float) for ratio in self.ffn_ratios):
             raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be one number, or '
                               f'{NUM_STAGES} of them, one per stage')
         if min(self.hidden_dims) < 1:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Say where a model's time goes, which heads are alike, which channels matter; see `--help`."""
+"""Run the analyses of the EfficientViT paper; see `--help`."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -8,9 +9,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
     from evit_mm.cli import run_tool
-    from evit_mm.cli.analyze import analyze, analyze_parser
-except ImportError as error:  # says what is missing from this Python's packages
+    from evit_mm.cli.analyze import DESCRIPTION, add_arguments, run
+except ImportError as error:  # names the package that is missing
     sys.exit(f'error: {error}')
 
 if __name__ == '__main__':
-    sys.exit(run_tool(analyze_parser(), analyze))
+    parser = argparse.ArgumentParser(prog='analyze.py', description=DESCRIPTION)
+    add_arguments(parser)
+    sys.exit(run_tool(parser, run))

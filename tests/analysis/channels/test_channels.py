@@ -13,8 +13,10 @@ from evit_mm.analysis import channels
 from evit_mm.analysis.channels import losses
 from evit_mm.analysis.channels.report import share_table, shares
 from evit_mm.benchmark.model_factory import build_subject
+import argparse
+from evit_mm.cli.analyze import add_arguments
+from evit_mm.cli.analyze import run as analyze_run
 from evit_mm.cli import run_tool
-from evit_mm.cli.analyze import analyze, analyze_parser
 from evit_mm.data import generate_ade, generate_coco
 
 
@@ -37,7 +39,9 @@ def detection(repository, data, randomised, tmp_path):
 
 
 def run(*arguments):
-    return run_tool(analyze_parser(), analyze, ['channels', *map(str, arguments)])
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run_tool(parser, analyze_run, ['channels', *map(str, arguments)])
 
 
 @contextmanager
