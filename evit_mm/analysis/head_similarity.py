@@ -247,7 +247,7 @@ def analyze_heads(models: Sequence[str], *, images: str | os.PathLike[str] | Non
         'num_images': len(paths), 'of_images': len(all_paths), 'shape': shape, 'seed': seed,
         'pretrained': pretrained, 'checkpoint': settings.checkpoint, 'cfg_options': cfg_options},
         overwrite=overwrite, names=models,
-        data={f'the images in {images}' if images else f'the test data of {dataset}':
+        data={f'the image folder {images}' if images else f'the test data of {dataset}':
               files_fingerprint(paths)})
     for name in models:
         if name not in results:

@@ -67,8 +67,8 @@ def small_detector(repository: Path, tmp_path: Path) -> Path:
     path = tmp_path / 'small.py'
     path.write_text(f'''_base_ = {str(repository / 'configs' / 'retinanet_evit_m0_shapes.py')!r}
 model = dict(
-    backbone=dict(arch=dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2),
-                            key_dims=(8, 8, 8), kernel_sizes=(5, 3)), init_cfg=None),
+    backbone=dict(arch=dict(_delete_=True, embed_dims=(16, 24, 32), depths=(1, 1, 1),
+                            num_heads=(2, 2, 2), key_dims=(8, 8, 8)), init_cfg=None),
     neck=dict(in_channels=[16, 24, 32], out_channels=16),
     bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1))
 ''')

@@ -24,7 +24,8 @@ class Clock:
 
 
 def search(clock, *, ladder=None, **options):
-    return match_speed(ladder or scaled_widths(BASE, UNITS), UNITS, clock, cost, cost(BASE), **options)
+    ladder = ladder or scaled_widths(BASE, UNITS)
+    return match_speed(ladder, UNITS, clock, cost, cost(BASE), **options)
 
 
 def test_scaled_widths_increase_in_small_steps():

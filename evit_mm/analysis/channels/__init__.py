@@ -188,7 +188,7 @@ def analyze_channels(model: str | os.PathLike[str], *,
          'loss': subject.source.description},
         overwrite=overwrite, names=[*(f'step {number}' for number in range(1, steps + 1)),
                                     'result'],
-        data={f'the images in {images}' if images else f'the training data of {model}':
+        data={f'the image folder {images}' if images else f'the training data of {model}':
               subject.source.fingerprint()})
     print(f'{subject.name}: {total / 1e6:.1f} M multiply-adds at {height}x{width}; '
           f'{subject.source.description}', flush=True)

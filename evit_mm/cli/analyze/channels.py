@@ -9,9 +9,9 @@ from .common import add_common_arguments, common_keywords
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
 DESCRIPTION = ('Rank the channels of queries and keys (QK), values (V) and feed-forward parts '
-               '(FFN) by how much the loss would change without them, and remove the least important '
-               'ones in steps, until a share of the multiply-adds remains (section 2.3 of the '
-               'paper). Nothing is trained.')
+               '(FFN) by how much the loss would change without them, and remove the least '
+               'important ones in steps, until a share of the multiply-adds remains (section 2.3 '
+               'of the paper). Nothing is trained.')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
