@@ -13,12 +13,12 @@ STAGE_STRIDES = (16, 32, 64)
 NUM_STAGES = len(STAGE_STRIDES)
 
 
-_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need no list
+_NUMBERS = ('ffn_ratio', 'num_ffns', 'num_attentions')  # fields of Arch that need not be lists
 
 
 @dataclass(frozen=True)
 class Arch:
-    """What distinguishes one variant from another; per stage unless said otherwise.
+    """A variant's sizes, per stage unless noted otherwise.
 
     Attributes:
         embed_dims: Channels.
@@ -26,10 +26,11 @@ class Arch:
         num_heads: Heads of the attention; each must divide its stage's channels.
         key_dims: Channels of each head's query and key.
         kernel_sizes: Side of the query's depthwise kernel, per head, shared by the stages.
-        ffn_ratio: Hidden channels of the feed-forward parts over ``embed_dims``; one number, or
-            one per stage. What leads to a stage has the ratio of the stage whose width it has.
-        num_ffns: Pairs of depthwise conv and feed-forward part on each side of the attention; one
-            number. At 0 there are none beside the downsampling either.
+        ffn_ratio: Hidden channels of the feed-forward layers over ``embed_dims``; one number, or
+            one per stage. A layer next to the downsampling has the ratio of the stage with its
+            width.
+        num_ffns: Pairs of depthwise conv and feed-forward layer on each side of the attention; one
+            number. With 0 there are none next to the downsampling either.
         num_attentions: Attention layers of a block; one number.
     """
 
@@ -44,14 +45,13 @@ class Arch:
 
     @property
     def ffn_ratios(self) -> tuple[float, ...]:
-        """Return ``ffn_ratio`` per stage."""
-        if isinstance(self.ffn_ratio, tuple):
-            return self.ffn_ratio
-        return (self.ffn_ratio,) * NUM_STAGES
+        """``ffn_ratio`` of each stage."""
+        return (self.ffn_ratio if isinstance(self.ffn_ratio, tuple)
+                else (self.ffn_ratio,) * NUM_STAGES)
 
     @property
     def hidden_dims(self) -> tuple[int, ...]:
-        """Hidden channels of the feed-forward parts, per stage."""
+        """Hidden channels of the feed-forward layers, per stage."""
         return tuple(int(dims * ratio)
                      for dims, ratio in zip(self.embed_dims, self.ffn_ratios, strict=True))
 
@@ -91,7 +91,11 @@ class Arch:
 
     @classmethod
     def of(cls, arch: 'str | Mapping[str, Any] | Arch') -> 'Arch':
-        """The architecture behind a variant's name or a dict of one's own."""
+        """Return the architecture of a variant's name or of a dict with the fields of `Arch`.
+
+        Raises:
+            ConfigError: If the name or a field is unknown, missing or of another type.
+        """
         if isinstance(arch, cls):
             return arch
         if isinstance(arch, str):

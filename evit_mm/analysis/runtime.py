@@ -27,7 +27,7 @@ from ..benchmark.figures import HALF_PAGE, PALETTE, drawing
 from ..benchmark.model_factory import TIMM, build_subject, is_config, short_names, split_form
 from ..benchmark.tables import format_table
 from ..benchmark.timing import must_work
-from ..deployment.fuse import deploy
+from ..deployment import deploy
 from ..errors import ConfigError, UserError
 from ..ops.nested import tensors_in
 from .operations import ADD, COMPUTE, COPY, KINDS, MEMORY_BOUND, NORM, OTHER, SOFTMAX, classify

@@ -1,1 +1,5 @@
-"""A trained model made fast: folded, compiled, in another precision."""
+"""A trained model made fast: folded, compiled, or in another precision."""
+
+from .fuse import deploy
+
+__all__ = ['deploy']

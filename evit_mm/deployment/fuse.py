@@ -1,6 +1,6 @@
-"""Turn models into their fast form for inference."""
+"""Replace the modules of a trained model by their fast form for inference."""
 
-from typing import cast
+from typing import Any, TypeVar
 
 import torch
 from mmcv.cnn import ConvModule
@@ -10,59 +10,85 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
-from ..models import winograd
+from ..models.attention import CascadedGroupAttention
+from ..models.efficientvit import Block, Downsample, EfficientViT
+from ..models.layers import ConvNorm
+from .layers import FoldedAttention, FoldedBlock, FoldedDownsample, is_folded
 
-__all__ = ['deploy', 'deploy_layers']
+__all__ = ['deploy']
+
+Model = TypeVar('Model', bound=nn.Module)
 
 _FOLDABLE = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
 """Convolutions whose output is linear in their weight; others derive what they compute from it."""
 
 
-def deploy(model: nn.Module) -> nn.Module:
-    """Fold everything in a detector, segmentor or backbone that can be folded, in place.
+def deploy(model: Model) -> Model:
+    """Replace the modules of a detector, segmentor or backbone by their fast form, in place.
 
-    Modules that have a ``switch_to_deploy`` use it; elsewhere, the BN of a `ConvModule` goes into
-    its convolution, and wide 3x3 convolutions become a `WinogradConv2d`. Weights get their
-    channels last, the layout in which maps then leave our backbone, so that no convolution of a
-    neck or head has to rearrange them.
+    BN goes into the convolution before it, in our layers and in mmcv's `ConvModule`; the identity
+    next to a depthwise convolution goes into its kernel, the scale of the softmax into the query,
+    and biases are gathered once. Weights become channels-last, which makes feature maps so.
+    Outputs stay the same up to rounding. Modules of other packages that have a
+    ``switch_to_deploy`` method use it. It can't be undone, and the result can't be trained.
 
     Args:
-        model: In inference mode, with its weights loaded.
+        model: In eval mode, with its weights loaded.
 
     Returns:
-        nn.Module: The same model.
+        nn.Module: The same model; another module if ``model`` is itself a layer of ours.
 
     Raises:
-        ConfigError: If the model is in training mode.
+        ConfigError: If the model is in training mode, or a BN has no running statistics.
     """
     if model.training:
-        raise ConfigError(f'{type(model).__name__} is in training mode, in which its BN is not '
-                          'what inference uses: call eval() before deploying it')
-    _deploy_one(model)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        raise ConfigError(f'{type(model).__name__} is in training mode, in which BN normalises by '
+                          'batch: call eval() before deploying it')
+    return _deployed(model).to(memory_format=torch.channels_last)
 
 
-def deploy_layers(module: nn.Module) -> None:
-    """Do to all modules inside ``module`` what `deploy` does to a model."""
-    for name, child in list(module.named_children()):
-        if winograd.fits(child):
-            setattr(module, name, winograd.WinogradConv2d(cast(nn.Conv2d, child)))
-        else:
-            _deploy_one(child)
-
-
-def _deploy_one(module: nn.Module) -> None:
+def _deployed(module: Any) -> Any:
+    """Return the fast form of a module; most are changed in place."""
+    if isinstance(module, EfficientViT) and module.deploy:
+        return module
     switch = getattr(module, 'switch_to_deploy', None)
-    if callable(switch):
+    if callable(switch) and not isinstance(module, EfficientViT):
         switch()
+        return module
+    for name, child in list(module.named_children()):
+        deployed = _deployed(child)
+        if deployed is not child:
+            setattr(module, name, deployed)
+    if isinstance(module, ConvNorm):
+        _fold_conv_norm(module)
+    elif isinstance(module, ConvModule):
+        _fold_conv_module(module)
+    elif isinstance(module, CascadedGroupAttention):
+        if all(map(is_folded, (*module.qkv, *module.query_conv))):
+            return FoldedAttention(module).eval()
+    elif isinstance(module, Block):
+        return FoldedBlock(module).eval()
+    elif isinstance(module, Downsample):
+        return FoldedDownsample(module).eval()
+    elif isinstance(module, EfficientViT):
+        module.deploy = True
+        module.requires_grad_(False)
+    return module
+
+
+def _fold_conv_norm(layer: ConvNorm) -> None:
+    if not isinstance(layer.norm, _BatchNorm):
         return
-    if isinstance(module, ConvModule):
-        _fold_norm(module)
-        _fold_relu(module)
-    deploy_layers(module)
+    if layer.norm.training or layer.norm.running_mean is None:
+        raise ConfigError('a BN that normalises by batch can\'t be folded into a convolution: '
+                          'build the backbone without track_running_stats=False')
+    dtype = layer.conv.weight.dtype
+    # In half precision, the scales alone would lose as much as the whole network may.
+    layer.conv = fuse_conv_bn_eval(layer.conv.double(), layer.norm.double()).to(dtype)
+    layer.norm = nn.Identity()
 
 
-def _fold_norm(module: ConvModule) -> None:
+def _fold_conv_module(module: ConvModule) -> None:
     """Fold the BN of mmcv's block of convolution, normalisation and activation."""
     norm = module.norm if module.with_norm else None
     transposed = isinstance(module.conv, nn.ConvTranspose2d)
@@ -75,16 +101,3 @@ def _fold_norm(module: ConvModule) -> None:
     module.conv = fuse_conv_bn_eval(module.conv, norm, transpose=transposed)
     setattr(module, module.norm_name, nn.Identity())
     module.turn_on_efficient_conv_bn_eval(False)
-
-
-def _fold_relu(module: ConvModule) -> None:
-    """Make a ReLU part of a convolution that can compute it with its results at hand."""
-    conv, act = module.order.index('conv'), module.order.index('act')
-    changed_before = (module.with_norm and type(module.norm) is not nn.Identity
-                      and conv < module.order.index('norm') < act)
-    if (winograd.fits(module.conv) and module.with_activation and conv < act
-            and type(module.activate) is nn.ReLU and not module.activate._forward_hooks
-            and not module.activate._forward_pre_hooks and not changed_before
-            and type(module) is ConvModule):  # others may do something in between
-        module.conv = winograd.WinogradConv2d(module.conv, relu=True)
-        module.activate = nn.Identity()

@@ -1,14 +1,13 @@
 """EfficientViT of Microsoft Research (CVPR 2023, arXiv 2305.07027), not MIT's of the same name.
 
-Read from the leaves to the root: variants, stem, block, downsampling, stage, backbone.
+Reads from the leaves to the root: stem, block, patch merging, downsampling, stage, backbone.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -16,7 +15,6 @@ from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..arch import NUM_STAGES, STAGE_STRIDES, STEM_STRIDES, Arch
 from ..checkpoint import (
@@ -25,15 +23,16 @@ from ..checkpoint import (
     load_backbone_weights,
     translate_backbone_state,
 )
-from ..deployment.fuse import deploy_layers
 from ..errors import CheckpointError, ConfigError
 from .attention import CascadedGroupAttention
-from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite, convolve_in_turn
+from .layers import ConvNorm, DepthwiseConvNorm, FeedForward, SqueezeExcite
+from .recompute import recompute_activations
 
-__all__ = ['EfficientViT']
+__all__ = ['Block', 'Downsample', 'EfficientViT', 'PatchMerging', 'Stage', 'Stem']
+
 
 class Stem(nn.ModuleList):
-    """Four 3x3 convolutions of stride 2: strides 2, 4, 8 and 16."""
+    """Four 3x3 convolutions of stride 2, with a ReLU between each two: strides 2, 4, 8 and 16."""
 
     def __init__(self, embed_dims: int, *, norm_cfg: dict) -> None:
         self.out_channels = tuple(embed_dims // divisor for divisor in (8, 4, 2, 1))
@@ -42,80 +41,72 @@ class Stem(nn.ModuleList):
                          for i in range(len(STEM_STRIDES)))
 
     def forward(self, image: Tensor, strides: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
-        """Map (B, 3, H, W) to features.
+        """Compute the features that the first stage starts from.
 
         Args:
-            image: The image.
-            strides: Those of 2, 4 and 8 whose features (after ReLU) to return too. Others are not
-                kept, which would double the memory of inference.
+            image: (B, 3, H, W).
+            strides: Which of the strides 2, 4 and 8 to return as well.
 
         Returns:
-            tuple: Their features, and those at stride 16 (before any ReLU).
+            tuple: The maps of ``strides``, after their ReLU, and the map at stride 16, which has
+            none.
         """
         features: list[Tensor] = []
         x = image
-        layers: list[Any] = []
         for stride, layer in zip(STEM_STRIDES, self, strict=True):
-            layers.append(layer)
+            x = layer(x)
+            if stride != STEM_STRIDES[-1]:
+                x = F.relu(x)
             if stride in strides:
-                x = convolve_in_turn(x, layers, relu=True)
                 features.append(x)
-                layers = []
-        return features, convolve_in_turn(x, layers)
+        return features, x
 
 
 class Block(nn.Module):
     """The sandwich: depthwise conv and FFN, attention, depthwise conv and FFN, all residual.
 
     Args:
+        embed_dims: Channels.
+        hidden_dims: Hidden channels of the FFNs.
+        num_heads: Heads of the attention.
+        key_dim: Channels of each head's query and key.
+        window_size: Side of the attention windows.
+        kernel_sizes: Side of each head's query kernel.
         num_ffns: Pairs of depthwise conv and FFN on each side of the attention.
         num_attentions: Attention layers between them.
+        drop_path_rate: Probability that a residual branch is left out in training.
+        norm_cfg: The normalisation, in mmcv's form.
     """
 
     def __init__(self, embed_dims: int, hidden_dims: int, num_heads: int, key_dim: int,
                  window_size: int, kernel_sizes: Sequence[int], *, num_ffns: int,
                  num_attentions: int, drop_path_rate: float, norm_cfg: dict) -> None:
         super().__init__()
-        self.deployed = False
-        self.names: list[str] = []  # of the layers, in the order of the data
 
-        def add_pairs(first: int) -> None:
+        def add_ffns(first: int) -> None:
             for number in range(first, first + num_ffns):
-                self._add(f'dw_conv{number}', DepthwiseConvNorm(
+                self.add_module(f'dw_conv{number}', DepthwiseConvNorm(
                     embed_dims, norm_cfg=norm_cfg, zero_init=True))
-                self._add(f'ffn{number}', FeedForward(embed_dims, hidden_dims, norm_cfg=norm_cfg))
+                self.add_module(f'ffn{number}', FeedForward(
+                    embed_dims, hidden_dims, norm_cfg=norm_cfg))
 
-        add_pairs(1)
+        add_ffns(1)
         for number in range(1, num_attentions + 1):
-            self._add('attn' if number == 1 else f'attn{number}', CascadedGroupAttention(
+            self.add_module('attn' if number == 1 else f'attn{number}', CascadedGroupAttention(
                 embed_dims, num_heads, key_dim, window_size, kernel_sizes, norm_cfg=norm_cfg))
-        add_pairs(num_ffns + 1)
+        add_ffns(num_ffns + 1)
+        self.residual_layers = tuple(self._modules)  # by name, in the order of the data
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
-
-    def _add(self, name: str, layer: nn.Module) -> None:
-        self.add_module(name, layer)
-        self.names.append(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        drops = isinstance(self.drop_path, DropPath) and self.training
-        for name in self.names:
-            layer = getattr(self, name)
-            x = x + self.drop_path(layer(x)) if drops else layer.add_to(x)
+        for name in self.residual_layers:
+            x = x + self.drop_path(getattr(self, name)(x))
         return x
-
-    def switch_to_deploy(self) -> None:
-        """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
-        deploy_layers(self)
-        self.deployed = True  # plain modules leave their outputs to forward hooks
-        for name in self.names:
-            layer = getattr(self, name)
-            if isinstance(layer, DepthwiseConvNorm):
-                layer.fold_identity()
 
 
 class PatchMerging(nn.Module):
-    """Halve the resolution through an inverted bottleneck with squeeze-excitation."""
+    """An inverted bottleneck with squeeze-and-excitation that halves the resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, norm_cfg: dict) -> None:
         super().__init__()
@@ -127,22 +118,24 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
-        x = convolve_in_turn(x, (self.expand, self.depthwise), relu=True)
+        x = F.relu(self.depthwise(F.relu(self.expand(x))))
         return self.project(self.squeeze_excite(x))
 
 
 class Downsample(nn.Module):
-    """What leads from one stage to the next: patch merging between two half sandwiches.
+    """The step from one stage to the next: patch merging between two half sandwiches.
 
     Args:
-        hidden_dims: Hidden channels of the FFN before the merging and of the one behind it; None
-            leaves both half sandwiches out.
+        in_channels: Channels of the stage before.
+        out_channels: Channels of the stage after.
+        hidden_dims: Hidden channels of the FFN before and of the FFN after the merging; None leaves
+            both half sandwiches out.
+        norm_cfg: The normalisation, in mmcv's form.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden_dims: tuple[int, int] | None, *,
                  norm_cfg: dict) -> None:
         super().__init__()
-        self.deployed = False
         self.has_ffns = hidden_dims is not None
         if hidden_dims:
             self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
@@ -156,22 +149,21 @@ class Downsample(nn.Module):
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
         if not self.has_ffns:
             return self.merging(x)
-        x = self.dw_conv1.add_to(x)
-        x = self.merging(self.ffn1.add_to(x))
-        x = self.dw_conv2.add_to(x)
-        return self.ffn2.add_to(x)
-
-    def switch_to_deploy(self) -> None:
-        """Fold all layers, and the identity beside each depthwise convolution into its kernel."""
-        deploy_layers(self)
-        self.deployed = True
-        if self.has_ffns:
-            self.dw_conv1.fold_identity()
-            self.dw_conv2.fold_identity()
+        x = x + self.dw_conv1(x)
+        x = x + self.ffn1(x)
+        x = self.merging(x)
+        x = x + self.dw_conv2(x)
+        return x + self.ffn2(x)
 
 
 class Stage(nn.Module):
-    """Downsampling, except in the first stage, and blocks."""
+    """A downsampling step, except in the first stage, and blocks.
+
+    Args:
+        downsample: The step from the stage before; None in the first stage.
+        blocks: The blocks.
+        with_cp: Whether to recompute activations in the backward pass.
+    """
 
     def __init__(self, downsample: nn.Module | None, blocks: Sequence[Block], *,
                  with_cp: bool) -> None:
@@ -181,43 +173,11 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the previous stage's features to this one's."""
+        """Map the map of the stage before to this stage's."""
         steps = [*self.blocks] if self.downsample is None else [self.downsample, *self.blocks]
         for step in steps:
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                x = _checkpointed(step, x)
-            else:
-                x = step(x)
+            x = recompute_activations(step, x) if self.with_cp and self.training else step(x)
         return x
-
-
-def _checkpointed(step: nn.Module, x: Tensor) -> Tensor:
-    """Run ``step`` without keeping its activations; the backward pass runs it again.
-
-    Non-reentrant, because the other kind breaks under DistributedDataParallel. The second run
-    must not count in the running statistics of BN. torch.compile takes no such context, so there
-    a step with learning BN keeps its activations.
-    """
-    if torch.compiler.is_compiling():
-        learning = any(isinstance(m, _BatchNorm) and m.training for m in step.modules())
-        return step(x) if learning else checkpoint(step, x, use_reentrant=False)
-    return checkpoint(step, x, use_reentrant=False,
-                      context_fn=lambda: (nullcontext(), _frozen_statistics(step)))
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    counters = [norm.num_batches_tracked for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
-    finally:
-        for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked = counter
 
 
 @MODELS.register_module()
@@ -227,36 +187,34 @@ class EfficientViT(BaseModule):
     Args:
         arch: ``'m0'`` to ``'m5'``, or a dict with the fields of `Arch`.
         out_indices: Which stages' maps to return; stages 0, 1 and 2 have strides 16, 32 and 64.
-            Stages behind the last one are not built.
-        stem_strides: Which of the stem's strides 4 and 8 to return too, before the stages' maps;
-            a plain FPN can start there. They have a quarter and a half of the first stage's
-            channels.
+            Stages after the last one are not built.
+        stem_strides: Which of the stem's strides 4 and 8 to return as well, before the stages'
+            maps, for a plain FPN. They have a quarter and half of the first stage's channels.
         frozen_stages: Freeze the stem (0), the stem and the first stage (1), and so on up to 3;
             -1 freezes nothing. A stage's downsampling belongs to it.
-        norm_eval: Keep the statistics of BN as they are while training, as fine-tuning of the
-            published detectors does. Its scale and shift still learn. Leave it off when training
-            from random weights.
+        norm_eval: Freeze the statistics of BN while training, as the published detectors do. Its
+            scale and shift still learn. Leave it off when training from random weights.
         norm_cfg: The normalisation, in mmcv's form.
         window_sizes: Side of the attention windows, one for all stages or one per stage. Bias
-            tables of other windows are resized when weights are loaded.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks get less, linearly.
+            tables are resized when weights are loaded.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         with_cp: Recompute activations in the backward pass to save memory.
-        fold_norm: While BN's statistics are fixed, train through convolutions that it is folded
-            into at every step: the same losses and gradients, faster and with fewer saved
-            activations. It has no effect where BN learns its statistics, or on inference.
-        deploy: Build the form of `switch_to_deploy`; weights that are loaded into it may have any
-            layout, folded or not.
+        fold_norm: While the statistics of BN are frozen, train through convolutions that it is
+            folded into in each step: the same losses and gradients with fewer saved activations.
+            No effect on inference, or where BN learns its statistics.
+        deploy: Build the form that `switch_to_deploy` makes. It loads weights of any layout, folded
+            or not.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights of any known layout
-            from a file, an address or a name of `evit_mm.checkpoint.zoo`, and fails on what it
-            can't explain; ``prefix`` says where the backbone is in a checkpoint of several.
-            Otherwise as in mmengine.
+            from a file, an address or a name of `evit_mm.checkpoint.zoo`, and fails if a tensor has
+            no place; ``prefix`` names the backbone in a checkpoint of several. Otherwise as in
+            mmengine.
 
     Attributes:
         out_channels (tuple[int]): Channels of each returned map.
         out_strides (tuple[int]): Stride of each returned map.
 
     Raises:
-        ConfigError: If an argument can't work; the message names the value and the choices.
+        ConfigError: If an argument is invalid; the message names the value and the choices.
     """
 
     def __init__(self,
@@ -314,9 +272,7 @@ class EfficientViT(BaseModule):
         self.out_channels = (tuple(stem[stride] for stride in self.stem_strides)
                              + tuple(dims[i] for i in self.out_indices))
         self.out_strides = self.stem_strides + tuple(STAGE_STRIDES[i] for i in self.out_indices)
-        for module in self.modules():
-            if isinstance(module, ConvNorm):
-                module.fold_norm = fold_norm
+        self.fold_norm = fold_norm
         self.deploy = False
         self._arguments: dict[str, Any] = dict(
             arch=self.arch, out_indices=self.out_indices, stem_strides=self.stem_strides,
@@ -333,11 +289,9 @@ class EfficientViT(BaseModule):
             image: (B, 3, H, W) of any height and width.
 
         Returns:
-            tuple[Tensor]: The stem's maps that ``stem_strides`` asks for, then the stages' maps
-            of ``out_indices``; a map of stride s has ceil(H / s) rows and ceil(W / s) columns.
+            tuple[Tensor]: The stem's maps of ``stem_strides``, then the stages' maps of
+            ``out_indices``; a map of stride s has ceil(H / s) rows and ceil(W / s) columns.
         """
-        if self.deploy:
-            image = _with_channels_last(image)
         outputs, x = self.stem(image, self.stem_strides)
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -345,43 +299,37 @@ class EfficientViT(BaseModule):
                 outputs.append(x)
         return tuple(outputs)
 
-    def switch_to_deploy(self) -> 'EfficientViT':
-        """Turn into the fast form for inference, in place; outputs stay the same.
+    @property
+    def fold_norm(self) -> bool:
+        """Whether layers with a frozen BN train through folded convolutions."""
+        return self._fold_norm
 
-        BN and the identity beside each depthwise convolution are folded into the convolutions,
-        the scale of the attention into the query's; biases are gathered once, weights and maps
-        have their channels last. It can't be undone, and learns nothing.
+    @fold_norm.setter
+    def fold_norm(self, value: bool) -> None:
+        self._fold_norm = value
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold_norm = value
+
+    def switch_to_deploy(self) -> 'EfficientViT':
+        """Replace the layers by their fast form for inference; see `evit_mm.deployment.deploy`.
 
         Raises:
             ConfigError: In training mode, or if a BN has no running statistics to fold.
         """
-        if self.deploy:
-            return self
-        if self.training:
-            raise ConfigError('switch_to_deploy() folds BN with the statistics that inference '
-                              'uses, but this EfficientViT is in training mode: call eval() first')
-        deploy_layers(self)
-        self.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
-        # Before a forward that is compiled: inductor's loop for three channels takes twice as long
-        # as torch's own copy (seen in torch 2.11).
-        self.register_forward_pre_hook(_give_channels_last)
-        self.deploy = True
-        return self
+        from ..deployment import deploy
 
-    def unfolded_twin(self) -> 'EfficientViT':
-        """A backbone like this one that is not deployed, with weights of its own."""
-        return EfficientViT(**self._arguments)
+        return deploy(self)
 
     def train(self, mode: bool = True) -> 'EfficientViT':
-        """Switch to training, but for what is frozen.
+        """Switch to training mode, except for frozen stages and, with ``norm_eval``, BN.
 
         Raises:
-            ConfigError: If this is the deployed form.
+            ConfigError: If the backbone is in its deployed form.
         """
         if mode and self.deploy:
             raise ConfigError('the deployed form of EfficientViT can\'t be trained: build it '
-                              'without deploy=True, and switch after training')
+                              'without deploy=True, and call switch_to_deploy() after training')
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -391,10 +339,10 @@ class EfficientViT(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Load the weights that ``init_cfg`` names, and log what became of every tensor.
+        """Load the weights that ``init_cfg`` names, and log what happened to every tensor.
 
         Raises:
-            CheckpointError: If they can't be had, or do not fit.
+            CheckpointError: If they can't be read, or do not fit.
         """
         pretrained = self.init_cfg
         if isinstance(pretrained, list | tuple) and len(pretrained) == 1:
@@ -403,15 +351,19 @@ class EfficientViT(BaseModule):
             super().init_weights()
             return
         source = pretrained['checkpoint']
-        loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        receiver = self.unfolded_twin() if self.deploy else self
-        report = load_backbone_weights(receiver, loaded, source=source,
+        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        backbone = self.plain_twin() if self.deploy else self
+        report = load_backbone_weights(backbone, checkpoint, source=source,
                                        prefix=pretrained.get('prefix') or '',
                                        describe=describe_weights)
-        if receiver is not self:
-            self.load_state_dict(receiver.eval().switch_to_deploy().state_dict())
+        if backbone is not self:
+            self.load_state_dict(backbone.eval().switch_to_deploy().state_dict())
         print_log(f'EfficientViT: {source}: {report}', logger='current', level=logging.INFO)
         self._is_init = True
+
+    def plain_twin(self) -> 'EfficientViT':
+        """Build a backbone like this one that is not deployed, with random weights."""
+        return EfficientViT(**self._arguments)
 
     def _freeze(self) -> None:
         frozen = [self.stem, *self.stages][:self.frozen_stages + 1]
@@ -421,46 +373,38 @@ class EfficientViT(BaseModule):
                 parameter.requires_grad = False
 
 
-def _with_channels_last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last)
-
-
-def _give_channels_last(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(map(_with_channels_last, arguments))
-
-
 def _accept_published_layouts(module: EfficientViT, state_dict: dict, prefix: str,
                               local_metadata: dict, strict: bool, *_: Any) -> None:
-    """Let every `load_state_dict` take every published layout, whatever contains the backbone.
+    """Translate a state dict of any known layout, whichever model contains the backbone.
 
     Raises:
-        CheckpointError: If there are weights for the backbone that it can't take in full. mmengine
-            would log that and go on with random ones.
+        CheckpointError: If it holds weights for the backbone that do not fit in full. mmengine would
+            log that and go on with random ones.
     """
     own = {key: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
     if not own:
         return
     state = {key.removeprefix(prefix): value for key, value in own.items()}
-    place = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
-    deployed = module.deploy and not _is_deployed(state)
-    receiver = module.unfolded_twin() if deployed else module
-    translated, report = translate_backbone_state(state, receiver.state_dict(),
-                                                  f'what {place} is given')
+    name = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
+    must_fold = module.deploy and not _is_deployed(state)
+    backbone = module.plain_twin() if must_fold else module
+    translated, report = translate_backbone_state(state, backbone.state_dict(),
+                                                  f'the state dict for {name}')
     if strict and not report.complete:
-        raise CheckpointError(f'{place} can\'t take these weights, which look like '
+        raise CheckpointError(f'{name} can\'t load these weights, which look like '
                               f'{describe_weights(state)}: {report}')
-    if deployed and report.complete:
-        receiver.load_state_dict(translated, strict=False)  # the counters may be missing
-        translated = receiver.eval().switch_to_deploy().state_dict()
+    if must_fold and report.complete:
+        backbone.load_state_dict(translated, strict=False)  # the counters may be missing
+        translated = backbone.eval().switch_to_deploy().state_dict()
     for key in own:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in translated.items()})
     if report.layout != NATIVE.name or report.resized:
-        print_log(f'{place}: {report}', logger='current', level=logging.INFO)
+        print_log(f'{name}: {report}', logger='current', level=logging.INFO)
 
 
 def _is_deployed(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is of our deployed form, in which convolutions have a bias."""
+    """Return whether a state dict is of our deployed form, in which convolutions have a bias."""
     return 'stem.0.conv.bias' in state
 
 
@@ -471,7 +415,7 @@ def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -
     if any(value not in choices for value in checked):
         raise ConfigError(f'{name}={checked} is out of range: choose from {list(choices)}')
     if list(checked) != sorted(set(checked)):
-        raise ConfigError(f'{name}={checked} must rise, without repeats')
+        raise ConfigError(f'{name}={checked} must be strictly increasing')
     return checked
 
 

@@ -1,4 +1,4 @@
-"""The neck of the published detectors: an FPN that grows finer levels than its input has."""
+"""The neck of the published detectors: an FPN with finer levels than its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,6 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..deployment.fuse import deploy_layers
 from ..errors import ConfigError
 
 __all__ = ['EfficientViTFPN']
@@ -28,7 +27,7 @@ class EfficientViTFPN(BaseModule):
     Args:
         in_channels: Channels of the input maps, finest first.
         out_channels: Channels of every output.
-        num_outs: Number of outputs; what inputs and finer levels do not provide is added at the
+        num_outs: Number of outputs; levels beyond the inputs and the finer ones are added at the
             coarse end.
         num_extra_trans_convs: Number of extra finer levels, each doubling the resolution.
         in_strides: Strides of the input maps, finest first; by default 16, 32, ...
@@ -40,8 +39,7 @@ class EfficientViTFPN(BaseModule):
         out_strides (tuple[int]): Stride of each output, finest first.
 
     Raises:
-        ConfigError: If the arguments contradict each other, or, once the neck is part of a model,
-            its backbone or head.
+        ConfigError: If the arguments contradict each other.
     """
 
     def __init__(self,
@@ -101,7 +99,7 @@ class EfficientViTFPN(BaseModule):
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, merged, strict=True)]
         finest = merged[0]
         # The published weights number the transposed convolutions from coarse to fine, the
-        # convolutions behind them from fine to coarse.
+        # convolutions after them from fine to coarse.
         for upsample, conv in zip(self.extra_trans_convs, reversed(self.extra_fpn_convs),
                                   strict=True):
             finest = upsample(finest)
@@ -109,18 +107,6 @@ class EfficientViTFPN(BaseModule):
         while len(outputs) < self.num_outs:
             outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
         return tuple(outputs)
-
-    def switch_to_deploy(self) -> None:
-        """Fold the normalisation that ``norm_cfg`` asked for, and put the channels last.
-
-        Raises:
-            ConfigError: In training mode.
-        """
-        if self.training:
-            raise ConfigError('switch_to_deploy() of EfficientViTFPN in training mode: call eval() '
-                              'first')
-        deploy_layers(self)
-        self.to(memory_format=torch.channels_last)
 
     def _check_arguments(self, num_outs: int | None) -> None:
         if not self.in_channels:
@@ -145,8 +131,8 @@ class EfficientViTFPN(BaseModule):
                               f'{self.num_extra_trans_convs} extra finer levels')
 
 
-def channel_mismatch(neck: Any, giver: str, channels: Sequence[int]) -> str:
-    """The sentence for a neck that does not fit what it is given, with both lists."""
+def channel_mismatch(neck: Any, source: str, channels: Sequence[int]) -> str:
+    """Format the error of a neck whose inputs have other channels than it was built for."""
     return (f'{type(neck).__name__} is built for in_channels={list(neck.in_channels)}, but '
-            f'the {giver} have channels {list(channels)}: set the neck\'s in_channels to '
+            f'the {source} have channels {list(channels)}: set the neck\'s in_channels to '
             f'{list(channels)}, or change the backbone')

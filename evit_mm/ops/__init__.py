@@ -1,1 +1,1 @@
-"""Autograd functions that models train with; they know no model."""
+"""Operations on tensors that know no model."""
