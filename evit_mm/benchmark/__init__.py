@@ -1,10 +1,11 @@
-"""What tools/benchmark.py does: networks in several forms, measured in one run and reported.
+"""Benchmark of networks in several forms, which take turns in one run.
 
-`networks` builds them, `forms` dresses them for measuring, `rows` measures (with
-`evit_mm.benchmark.timing` and its siblings), `report` and `plot` show; `run` does one after the
-other.
+`networks` builds the networks, `forms` prepares them, `measure` measures them with `timing`,
+`memory`, `flops` and `roofline`, `report` and `plot` show the results; `run` has `benchmark`, which
+calls them in this order.
 """
 
+from .measure import Row
 from .run import benchmark
 
-__all__ = ['benchmark']
+__all__ = ['Row', 'benchmark']

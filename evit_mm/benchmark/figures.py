@@ -1,4 +1,4 @@
-"""How all figures look: legible at half the width of a page, and to the colour-blind."""
+"""The style of all figures: legible at half the width of a page and to the colour-blind."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 
-if TYPE_CHECKING:  # matplotlib takes a second to import
+if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.figure import Figure
 
 __all__ = ['HALF_PAGE', 'PALETTE', 'drawing', 'legend_columns', 'save']
@@ -21,7 +21,7 @@ PALETTE = {
 }
 """The colours of Okabe and Ito, which people with any colour vision can tell apart."""
 
-_STYLE: dict[Any, Any] = {  # matplotlib's own type lists every name that there is
+_STYLE: dict[Any, Any] = {  # the keys have a type of their own in matplotlib: a list of all names
     'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'xtick.labelsize': 7,
     'ytick.labelsize': 7, 'legend.fontsize': 7, 'legend.frameon': False,
     'legend.handlelength': 1.2, 'legend.columnspacing': 1.0,
@@ -30,19 +30,18 @@ _STYLE: dict[Any, Any] = {  # matplotlib's own type lists every name that there 
     'lines.linewidth': 1.4, 'lines.markersize': 4, 'savefig.dpi': 250,
 }
 
-
 _LEGEND_WIDTH, _HANDLE_WIDTH = 60, 8
-"""Of half a page, and of a line's sample with what is around it, in letters of a legend."""
+"""Width of half a page, and of a line's handle with its margins, in letters of a legend."""
 
 
 @contextmanager
 def drawing(path: Path, *, width: float = HALF_PAGE, height: float = 2.2) -> 'Iterator[Figure]':
-    """A figure to draw into; saved when the block ends without an error.
+    """Yield a figure, and save it if the block ends without an error.
 
     Args:
-        path: A file; its suffix names the format (``.png``, ``.pdf``, ``.svg``).
-        width: In inches.
-        height: In inches.
+        path: The file; its suffix names the format (``.png``, ``.pdf``, ``.svg``).
+        width: Width in inches.
+        height: Height in inches.
 
     Raises:
         UserError: If the file can't be written.
@@ -51,8 +50,8 @@ def drawing(path: Path, *, width: float = HALF_PAGE, height: float = 2.2) -> 'It
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Not pyplot, whose state would be shared with the program that imports this. Labels take
-    # their sizes when they are drawn, so the style covers the block and the saving.
+    # Not pyplot, whose state is shared with the program that imports this. Labels take their size
+    # when they are drawn, so the style must cover saving too.
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout='constrained')
         FigureCanvasAgg(figure)
@@ -61,20 +60,20 @@ def drawing(path: Path, *, width: float = HALF_PAGE, height: float = 2.2) -> 'It
 
 
 def legend_columns(labels: Sequence[str], *, most: int = 3) -> int:
-    """How many columns of a legend fit beside each other on half a page."""
+    """Return the number of columns of a legend that fit on half a page."""
     return max(1, min(most, len(labels), _LEGEND_WIDTH // (max(map(len, labels)) + _HANDLE_WIDTH)))
 
 
 def save(figure: 'Figure', path: Path) -> None:
-    """Write a figure; its folder is made.
+    """Write a figure; its folder is created.
 
     Raises:
-        UserError: If the file can't be written, or its suffix names no format.
+        UserError: If the file can't be written, or its suffix is not a format.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except OSError as error:
-        raise UserError(f'can\'t write {path}: {error.strerror}') from error
+        raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
     except ValueError as error:
         raise UserError(f'can\'t write {path}: {error}') from error

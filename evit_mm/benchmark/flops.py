@@ -1,4 +1,4 @@
-"""What models cost before any clock runs: parameters and multiply-adds."""
+"""Parameters and multiply-adds of models."""
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -8,47 +8,47 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .timing import Work
+from .timing import Steps
 
 __all__ = ['count_macs', 'count_parameters']
 
 
-def count_macs(work: Work, given: Any) -> dict[str, int]:
-    """Multiply-adds of convolutions and matrix products, by step.
+def count_macs(steps: Steps, inputs: Any) -> dict[str, int]:
+    """Count the multiply-adds of convolutions and matrix products, by step.
 
     Papers on light models often call them FLOPs; they are half of the floating-point operations.
-    A step that goes backward counts too.
+    A step may be a backward pass.
 
     Args:
-        work: Steps in a form whose operators torch knows: not compiled.
-        given: What the first step is given.
+        steps: The steps of a model, not compiled.
+        inputs: The input of the first step.
     """
     macs: dict[str, int] = {}
     corrected = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=corrected) as counter:
-        for name, step in work.items():
+        for name, step in steps.items():
             before = counter.get_total_flops()
-            given = step(given)
+            inputs = step(inputs)
             macs[name] = (counter.get_total_flops() - before) // 2
     return macs
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:
-    """Number of the parameters of several modules; what they share counts once."""
-    found = {id(parameter): parameter.numel()
+    """Count the parameters of several modules; shared ones count once."""
+    sizes = {id(parameter): parameter.numel()
              for module in modules for parameter in module.parameters()}
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def _convolution_backward_flops(grad_shape: Sequence[int], image_shape: Sequence[int],
                                 weight_shape: Sequence[int], bias: Any, stride: Any, padding: Any,
                                 dilation: Any, transposed: bool, output_padding: Any, groups: int,
-                                wanted: Sequence[bool], **_: Any) -> int:
-    """Each of the two gradients costs what the forward pass does.
+                                output_mask: Sequence[bool], **_: Any) -> int:
+    """Count the floating-point operations of the backward pass of a convolution.
 
-    torch's own rule takes the gradient of a depthwise weight for that of a dense one, and counts
-    it as many times too often as there are channels.
+    The gradients of input and weight cost as much as the forward pass each. torch's own rule takes
+    the weight of a depthwise convolution for a dense one, and overcounts by the number of channels.
     """
     pixels = image_shape if transposed else grad_shape
     forward = 2 * prod(pixels) * prod(weight_shape[1:])
-    return forward * sum(map(bool, wanted[:2]))
+    return forward * sum(map(bool, output_mask[:2]))

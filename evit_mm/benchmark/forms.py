@@ -1,49 +1,64 @@
-"""The forms in which a network runs, and what one run of it is."""
+"""The forms in which a network is measured, and its preparation for a run."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from ..deployment import deploy
 from ..deployment.compile import check_compiler, compiled
-from ..deployment.fuse import deploy
 from ..errors import UserError
+from ..models import EfficientViT
 from ..models.layers import ConvNorm
-from .timing import Work, run
+from ..ops.nested import tensors_in
+from .timing import Steps, capture_cuda_graph, run_steps
 
-__all__ = ['DTYPES', 'FORMS', 'LAYOUTS', 'Case', 'Form', 'dress', 'largest_difference']
+__all__ = ['DTYPES', 'FORMS', 'LAYOUTS', 'PEER_FORMS', 'Form', 'PreparedModel',
+           'largest_difference', 'prepare']
 
-FORMS = {'inference': ('eager', 'deploy', 'compiled'), 'train': ('eager', 'folded', 'compiled')}
-"""What a network can be measured as, by mode; the first is the network as it was built.
+FORMS = {'inference': ('eager', 'deploy', 'compiled'),
+         'train': ('eager', 'folded', 'efficient', 'compiled')}
+"""Forms of our networks and of configs, by mode.
 
-``deploy`` folds what can be folded; ``folded`` folds frozen BN on the fly, so that its scale and
-shift still learn; ``compiled`` is the mode's folded form through torch.compile (other people's
-networks are compiled as they are).
+- ``eager``: as built, with BN after each convolution.
+- ``deploy``: after `evit_mm.deployment.deploy`.
+- ``folded``: training through convolutions that contain the frozen BN (``fold_norm=True``).
+- ``efficient``: the same idea as mmengine implements it (`turn_on_efficient_conv_bn_eval`), on the
+  layers of our backbone.
+- ``compiled``: ``deploy`` or ``folded`` through torch.compile.
+"""
+
+PEER_FORMS = {'inference': ('eager', 'fused', 'compiled'), 'train': ('eager', 'compiled')}
+"""Forms of the models of timm and torchvision, by mode.
+
+``fused`` is after timm's `reparameterize_model`, for timm's models alone; ``compiled`` is the model
+as built through torch.compile.
 """
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
 
 _COMPILED_PARTS = ('backbone', 'neck')
+_FROZEN_IN_TRAINING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+                       nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a network runs.
+    """The way in which a network runs.
 
     Attributes:
-        name: One of `FORMS`.
+        name: One of `FORMS` or `PEER_FORMS`.
         dtype: One of `DTYPES`. In inference, weights and images have it; in training, weights
             stay float32 and the forward pass runs under autocast.
-        layout: One of `LAYOUTS`, of images and, if it is channels-last, of weights too; deployed
-            weights always are.
-        graph: Replay the run as a CUDA graph.
+        layout: One of `LAYOUTS`, for images and, if it is channels-last, for weights; deployed
+            weights are always channels-last.
+        graph: Whether the run is replayed as a CUDA graph.
     """
 
     name: str = 'eager'
@@ -52,7 +67,7 @@ class Form:
     graph: bool = False
 
     def __str__(self) -> str:
-        """Such as ``'eager fp32'``; the usual layout is not named."""
+        """Return the form in words, such as ``'eager fp32'``; the default layout is left out."""
         parts = [self.name, self.dtype]
         if self.layout != 'contiguous':
             parts.append(self.layout)
@@ -62,89 +77,90 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Case:
+class PreparedModel:
     """A network in a form, ready to run.
 
     Attributes:
-        work: The steps of a run: the parts, or forward and backward.
-        given: What the first step is given.
-        model: What runs, with its parameters.
-        forward: What a run computes before it goes backward; all of it in inference.
-        outcome: What one run gives, by name: its outputs, or its loss. Gradients are left to the
-            tests: where a rounding error turns a ReLU over they differ, and nothing is wrong.
+        steps: The steps of a run: the parts in inference, forward and backward in training.
+        inputs: The images, which the first step takes.
+        model: The modules that run.
+        forward: Runs the forward pass.
+        results: Runs all steps and returns the outputs, or the loss in training, by name. No
+            gradients: where rounding flips a ReLU they differ, and nothing is wrong.
     """
 
-    work: Work
-    given: Tensor
+    steps: Steps
+    inputs: Tensor
     model: nn.ModuleDict
     forward: Callable[[], Any]
-    outcome: Callable[[], dict[str, Tensor]]
+    results: Callable[[], dict[str, Tensor]]
 
 
-def dress(model: nn.ModuleDict, form: Form, image: Tensor, *, mode: str = 'inference',
-          peer: bool = False) -> Case:
-    """Make a copy of a network ready to run in a form.
+def prepare(model: nn.ModuleDict, form: Form, images: Tensor, *, mode: str = 'inference',
+            peer: bool = False) -> PreparedModel:
+    """Make a copy of a network in a form, ready to run.
 
     Args:
-        model: Its parts, as built; stays as it is.
-        form: The form to run in.
-        image: Normalised images (B, 3, H, W), float32, on the device to run on.
-        mode: ``'inference'``, or ``'train'`` for forward and backward pass of a training step
-            with frozen BN statistics. The mean square of every output, summed, is its loss.
-        peer: Whether it is somebody else's, whose only forms are eager and compiled.
+        model: Its parts, as built; not changed.
+        form: The form.
+        images: Normalised images (B, 3, H, W), float32, on the device to run on.
+        mode: ``'inference'``, or ``'train'`` for the forward and backward pass of a training step
+            with frozen BN statistics. The loss is the sum of the outputs' mean squares.
+        peer: Whether the network is timm's or torchvision's.
 
     Raises:
-        UserError: If the network has no such form, or it can't run here.
+        UserError: If the network has no such form, or the form can't run here.
     """
-    if form.name not in FORMS[mode]:
-        raise UserError(f'{form.name} is no form of {mode}: choose from {", ".join(FORMS[mode])}')
-    if form.graph and image.device.type != 'cuda':
+    forms = (PEER_FORMS if peer else FORMS)[mode]
+    if form.name not in forms:
+        raise UserError(f'{form.name!r} is not a form of mode {mode!r}: choose from '
+                        f'{", ".join(forms)}')
+    if form.graph and images.device.type != 'cuda':
         raise UserError('CUDA graphs need a CUDA device')
     model = copy.deepcopy(model)
-    if not peer:
-        _fold(model, mode, plain=form.name == 'eager')
+    _change_modules(model, form.name, mode, peer)
     dtype, layout = DTYPES[form.dtype], LAYOUTS[form.layout]
     if mode == 'inference':
         model.to(dtype=dtype)
-        image = image.to(dtype)
-    model.to(image.device)
-    if form.layout == 'channels-last':  # else it stays as it is: deploying chooses a layout itself
+        images = images.to(dtype)
+    model.to(images.device)
+    if form.layout == 'channels-last':  # otherwise it stays as it is, since deploy() chooses one
         model.to(memory_format=layout)  # type: ignore[call-overload]
-    image = image.contiguous(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
     if form.name == 'compiled':
-        _compile(model, image.device, mode, form.graph)
+        _compile(model, images.device, mode, form.graph)
     if mode == 'train':
-        return _training(model, image, dtype)
-    return _inference(model, image, form.graph and form.name != 'compiled')
+        return _prepare_training(model, images, dtype, efficient=form.name == 'efficient')
+    return _prepare_inference(model, images, form.graph and form.name != 'compiled')
 
 
-def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference between tensors of one name, relative to each one's largest value.
+def largest_difference(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest difference between tensors of one name, relative to their largest value.
 
     Returns:
-        float: NaN where a value is none.
+        float: NaN if any value is NaN.
     """
-    ratios = [((found[name] - value).abs().max() / value.abs().max().clamp(min=1e-30)).item()
+    ratios = [((tensors[name] - value).abs().max() / value.abs().max().clamp(min=1e-30)).item()
               for name, value in expected.items()]
     return float('nan') if any(map(math.isnan, ratios)) else max(ratios)
 
 
-def _fold(model: nn.ModuleDict, mode: str, *, plain: bool) -> None:
-    if mode == 'inference':
-        if not plain:
-            deploy(model)
+def _change_modules(model: nn.ModuleDict, form: str, mode: str, peer: bool) -> None:
+    if peer and form == 'fused':
+        from timm.utils import reparameterize_model
+
+        reparameterize_model(model, inplace=True)
+    if peer:
         return
+    if mode == 'inference' and form != 'eager':
+        deploy(model)  # in place, since the root is a ModuleDict
     for module in model.modules():
-        if isinstance(module, ConvNorm):
-            module.fold_norm = not plain
+        if isinstance(module, EfficientViT) and mode == 'train':
+            module.fold_norm = form in ('folded', 'compiled')
 
 
 def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool) -> None:
     check_compiler(device.type, '--forms compiled')
-    # The networks of a run share the code of their classes, and torch.compile counts by code: past
-    # its limit of eight it would go on uncompiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for part in _COMPILED_PARTS:
         if part in model:
             module = model[part]
@@ -152,81 +168,61 @@ def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool)
                 module.forward, device.type, inference=mode == 'inference', cuda_graphs=graph)
 
 
-def _inference(model: nn.ModuleDict, image: Tensor, graph: bool) -> Case:
+def _prepare_inference(model: nn.ModuleDict, images: Tensor, graph: bool) -> PreparedModel:
     model.eval()
-    work: Work = {name: torch.inference_mode()(part) for name, part in model.items()}
+    steps: Steps = {name: torch.inference_mode()(part) for name, part in model.items()}
     if graph:
-        whole = work
+        parts = steps
 
         @torch.inference_mode()
-        def captured() -> Any:
-            return run(whole, image)
+        def run_parts() -> Any:
+            return run_steps(parts, images)
 
-        replay, outputs = _captured(captured, image.device)
+        replay, outputs = capture_cuda_graph(run_parts, images.device)
 
         def step(_: Any) -> Any:
             replay()
             return outputs
 
-        work = {'all': step}
+        steps = {'all': step}
 
     def forward() -> Any:
-        return run(work, image)
+        return run_steps(steps, images)
 
-    def outcome() -> dict[str, Tensor]:
+    def results() -> dict[str, Tensor]:
         return {f'output {i}': tensor.detach().float().cpu().clone()
-                for i, tensor in enumerate(_tensors(forward()))}
+                for i, tensor in enumerate(tensors_in(forward()))}
 
-    return Case(work, image, model, forward, outcome)
+    return PreparedModel(steps, images, model, forward, results)
 
 
-def _training(model: nn.ModuleDict, image: Tensor, dtype: torch.dtype) -> Case:
+def _prepare_training(model: nn.ModuleDict, images: Tensor, dtype: torch.dtype, *,
+                      efficient: bool) -> PreparedModel:
     model.train()
     for module in model.modules():
-        if isinstance(module, _BatchNorm | _DropoutNd):
+        if isinstance(module, _FROZEN_IN_TRAINING):
             module.eval()
+    if efficient:
+        # One layer at a time: mmengine traces each module that is named, and a whole backbone has
+        # control flow that torch.fx can't trace.
+        turn_on_efficient_conv_bn_eval(model, [
+            name for name, module in model.named_modules() if isinstance(module, ConvNorm)])
 
     def forward(x: Tensor) -> Tensor:
         model.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            maps: Any = x
+            outputs: Any = x
             for part in model.values():
-                maps = part(maps)
-        return torch.stack([y.float().square().mean() for y in _tensors(maps)]).sum()
+                outputs = part(outputs)
+        return torch.stack([y.float().square().mean() for y in tensors_in(outputs)]).sum()
 
     def backward(loss: Tensor) -> Tensor:
         loss.backward()
         return loss.detach()
 
-    work: Work = {'forward': forward, 'backward': backward}
+    steps: Steps = {'forward': forward, 'backward': backward}
 
-    def outcome() -> dict[str, Tensor]:
-        return {'loss': run(work, image).float().cpu()}
+    def results() -> dict[str, Tensor]:
+        return {'loss': run_steps(steps, images).float().cpu()}
 
-    return Case(work, image, model, lambda: forward(image), outcome)
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """The tensors inside what a network returns, in their order."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, list | tuple):
-        for value in outputs:
-            yield from _tensors(value)
-
-
-def _captured(action: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
-    """Record ``action`` as a CUDA graph; returns its replay, and the tensors that it writes."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # what is chosen or made at the first calls must not be recorded
-            action()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = action()
-    return graph.replay, outputs
+    return PreparedModel(steps, images, model, lambda: forward(images), results)

@@ -1,4 +1,4 @@
-"""Where an analysis runs: device, threads, random numbers."""
+"""Set up and describe the machine that models run on."""
 
 from pathlib import Path
 
@@ -10,12 +10,15 @@ __all__ = ['describe', 'use']
 
 
 def use(device: str, *, threads: int | None = None, seed: int | None = None) -> torch.device:
-    """Set what the process computes with.
+    """Choose the device, the CPU threads and the random seed of this process.
 
     Args:
-        device: As torch names it.
-        threads: CPU threads; as torch chooses, unless given.
-        seed: Of torch's random numbers on all devices.
+        device: The device as torch names it.
+        threads: Number of CPU threads; by default torch's choice.
+        seed: Seed of torch's random numbers on all devices.
+
+    Returns:
+        torch.device: The device.
 
     Raises:
         UserError: If the device can't be used, or the number of threads is not positive.
@@ -27,15 +30,15 @@ def use(device: str, *, threads: int | None = None, seed: int | None = None) -> 
     if seed is not None:
         torch.manual_seed(seed)
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device {device}: {str(error).splitlines()[0]}') from error
-    return found
+    return chosen
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, such as ``'AMD EPYC 7R13 Processor, 2 threads'``."""
+    """Return the name of a device, such as ``'AMD EPYC 7R13 Processor, 2 threads'``."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     name = _processor() if device.type == 'cpu' else device.type
@@ -46,7 +49,7 @@ def describe(device: torch.device) -> str:
 def _processor() -> str:
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 'cpu'
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else 'cpu'

@@ -1,4 +1,4 @@
-"""Measure networks in several forms at one image size: one row of the table for each."""
+"""Measure networks in several forms at one image size."""
 
 import gc
 from collections.abc import Iterable
@@ -10,34 +10,34 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .flops import count_macs, count_parameters
-from .forms import DTYPES, Case, Form, dress, largest_difference
+from .forms import DTYPES, Form, PreparedModel, largest_difference, prepare
 from .memory import peak_bytes, saved_bytes
+from .model_factory import TIMM
 from .networks import Network
-from .roofline import Convolution, convolution_work, heaviest_convolutions
-from .timing import Stopwatch, Turns, Work, reason, run, take_turns
+from .roofline import Convolution, convolution_steps, heaviest_convolutions
+from .timing import Steps, Stopwatch, Timings, failure_reason, run_steps, take_turns
 
 __all__ = ['Rate', 'Row', 'measure', 'plan']
 
 
 @dataclass
 class Row:
-    """What a network in a form costs for images of one size.
+    """The figures of a network in a form, for images of one size.
 
     Attributes:
-        model: The network's name.
+        model: Name of the network.
         form: The form.
-        shape: Height and width.
-        arch: Of ours and timm's, ``'m0'`` to ``'m5'``.
-        peer: Whether it is somebody else's.
+        shape: Height and width of the images.
+        arch: ``'m0'`` to ``'m5'`` for our backbones and timm's ports of them.
+        peer: Whether the network is timm's or torchvision's.
         params: Parameters of the network as built, by part.
-        macs: Multiply-adds of the network as built, by step. Forms are measured against the same
-            arithmetic, whatever they fold.
-        turns: The times, and the failure if there is one.
-        difference: Largest relative difference to what the first network of the same weights
-            gives as built, in float32; None for that one itself.
-        peak: Bytes at the peak of a run beyond weights and images; None where not measured.
+        macs: Multiply-adds of the network as built, by step; the same for all forms.
+        timings: The times, and the failure if there is one.
+        difference: Largest relative difference of the results from those of the first network
+            with the same weights, eager in float32; None for that row itself.
+        peak: Peak memory of a run in bytes, without weights and images; None if not measured.
         saved: Bytes saved for the backward pass; None in inference.
-        floor: Milliseconds that the arithmetic would take at the convolution rate.
+        floor: Milliseconds of the multiply-adds at the convolution rate; see `roofline`.
     """
 
     model: str
@@ -47,30 +47,30 @@ class Row:
     peer: bool = False
     params: dict[str, int] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
-    turns: Turns = field(default_factory=Turns)
+    timings: Timings = field(default_factory=Timings)
     difference: float | None = None
     peak: int | None = None
     saved: int | None = None
     floor: float | None = None
 
     def __str__(self) -> str:
-        """Such as ``'m4 deploy fp32'``."""
+        """Return the name of the row, such as ``'m4 deploy fp32'``."""
         return f'{self.model} {self.form}'
 
     @property
     def failure(self) -> str | None:
-        """Why there are no figures."""
-        return self.turns.failure
+        """The reason why there are no figures; None if there are."""
+        return self.timings.failure
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a convolution reached.
+    """The speed of a convolution.
 
     Attributes:
         convolution: The convolution.
-        dtype: The number format.
-        shape: Height and width of the images in whose network it is.
+        dtype: Its dtype, a key of `DTYPES`.
+        shape: Height and width of the images of its network.
         per_second: Multiply-adds per second, from the median time.
     """
 
@@ -81,124 +81,134 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class _Study:
-    """What is known of a network before it is timed."""
+class _Facts:
+    """Properties of a network as built, which all its forms share."""
 
     params: dict[str, int]
     macs: dict[str, int]
     convolutions: list[Convolution]
-    outcome: dict[str, Tensor]
+    results: dict[str, Tensor]
 
 
 def plan(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iterable[Form],
          shape: tuple[int, int]) -> list[tuple[Row, Network]]:
-    """The rows to measure, with what they are of; other people's networks have their own forms."""
+    """Return the rows to measure, each with its network."""
     forms, peer_forms = list(forms), list(peer_forms)
     return [(Row(network.name, form, shape, network.arch, network.peer), network)
-            for network in networks for form in (peer_forms if network.peer else forms)]
+            for network in networks for form in (peer_forms if network.peer else forms)
+            if form.name != 'fused' or network.name.startswith(TIMM)]
 
 
 def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iterable[Form],
             images: Tensor, *, mode: str = 'inference', repeats: int = 30, seed: int = 0,
             progress: bool = False) -> tuple[list[Row], list[Rate]]:
-    """Measure all networks in all forms; they and the convolutions of the floor take turns.
+    """Measure all networks in all forms, which take turns with the convolutions of their floors.
 
     Args:
-        networks: What `build_networks` gave.
-        forms: How to run our networks and those of configs.
-        peer_forms: How to run other people's.
+        networks: The networks, from `build_networks`.
+        forms: The forms of our networks and of configs.
+        peer_forms: The forms of timm's and torchvision's networks.
         images: Normalised images (B, 3, H, W), float32, on the device to run on.
-        mode: ``'inference'`` or ``'train'``; see `dress`.
-        repeats: Runs of each row that count.
-        seed: Of the order in which rows take turns.
-        progress: Show progress bars on stderr.
+        mode: ``'inference'`` or ``'train'``; see `prepare`.
+        repeats: Number of timed runs of each row.
+        seed: Seed of the order in which rows take turns.
+        progress: Whether to show progress bars on stderr.
 
     Returns:
-        tuple: The rows, and the rates of the convolutions. What fails is a row with the reason.
+        tuple: The rows, and the rates of the convolutions. A row that fails has the reason.
     """
-    # What was compiled for another size must not turn this one's code into one for all sizes.
+    # What was compiled for another size must not turn the code of this one into code for all sizes.
     torch.compiler.reset()
-    shape = (images.shape[2], images.shape[3])
-    planned = plan(networks, forms, peer_forms, shape)
+    # The networks share the code of their classes, of which torch.compile keeps eight versions by
+    # default and then goes on uncompiled. torch.compiler.config has these two settings too, but not
+    # in all releases that we support.
+    limit = torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(recompile_limit=max(limit, 256),
+                                    fail_on_recompile_limit_hit=True):
+        return _measure(plan(networks, forms, peer_forms, (images.shape[2], images.shape[3])),
+                        images, mode, repeats, seed, progress)
+
+
+def _measure(planned: list[tuple[Row, Network]], images: Tensor, mode: str, repeats: int,
+             seed: int, progress: bool) -> tuple[list[Row], list[Rate]]:
     rows = [row for row, _ in planned]
-    cases: list[Case | None] = []
-    studies: dict[str, _Study] = {}
+    models: list[PreparedModel | None] = []
+    facts: dict[str, _Facts] = {}
     expected: dict[str, tuple[str, dict[str, Tensor]]] = {}
     with tqdm(total=len(rows), desc='preparing', unit='row', disable=not progress,
               leave=False) as bar:
         for row, network in planned:
             bar.set_postfix_str(str(row))
             try:
-                if network.name not in studies:
-                    studies[network.name] = _study(network, images, mode)
-                study = studies[network.name]
-                giver, outcome = expected.setdefault(network.weights,
-                                                     (network.name, study.outcome))
-                row.params, row.macs = study.params, study.macs
-                cases.append(_prepared(row, network, images, mode, outcome))
-                if row.form == Form() and giver == network.name:
+                if network.name not in facts:
+                    facts[network.name] = _collect_facts(network, images, mode)
+                own = facts[network.name]
+                first, results = expected.setdefault(network.weights, (network.name, own.results))
+                row.params, row.macs = own.params, own.macs
+                models.append(_prepare_row(row, network, images, mode, results))
+                if row.form == Form() and first == network.name:
                     row.difference = None
-            except Exception as error:  # one row's must not cost the others theirs
-                cases.append(None)
-                row.turns.failure = reason(error)
-                _let_go(images.device)
+            except Exception as error:  # the other rows go on
+                models.append(None)
+                row.timings.failure = failure_reason(error)
+                _free_memory(images.device)
             bar.update()
-    title = f'{shape[0]}x{shape[1]}'
-    return rows, _time(rows, cases, studies, images.device, repeats, seed, progress, title)
+    title = f'{images.shape[2]}x{images.shape[3]}'
+    return rows, _time(rows, models, facts, images.device, repeats, seed, progress, title)
 
 
-def _study(network: Network, images: Tensor, mode: str) -> _Study:
+def _collect_facts(network: Network, images: Tensor, mode: str) -> _Facts:
     if network.model is None:
         raise UserError(network.failure or 'it can\'t be built')
-    plain = dress(network.model, Form(), images, mode=mode, peer=network.peer)
-    return _Study({part: count_parameters([module]) for part, module in network.model.items()},
-                  count_macs(plain.work, plain.given),
-                  heaviest_convolutions({'forward': lambda _: plain.forward()}, None),
-                  plain.outcome())
+    eager = prepare(network.model, Form(), images, mode=mode, peer=network.peer)
+    return _Facts({part: count_parameters([module]) for part, module in network.model.items()},
+                  count_macs(eager.steps, eager.inputs),
+                  heaviest_convolutions([eager.model], eager.forward), eager.results())
 
 
-def _prepared(row: Row, network: Network, images: Tensor, mode: str, expected: dict[str, Tensor]
-              ) -> Case:
-    """Dress the network, and note in the row all but the times."""
+def _prepare_row(row: Row, network: Network, images: Tensor, mode: str,
+                 expected: dict[str, Tensor]) -> PreparedModel:
+    """Prepare the network of a row, and fill in all figures of the row but the times."""
     assert network.model is not None
-    case = dress(network.model, row.form, images, mode=mode, peer=network.peer)
-    row.difference = largest_difference(case.outcome(), expected)
-    # Gradients that were there before would be given back in the middle of what is watched.
-    case.model.zero_grad(set_to_none=True)
-    if not row.form.graph:  # a graph has taken its memory when it was recorded
-        row.peak = peak_bytes(lambda: run(case.work, case.given), images.device)
+    prepared = prepare(network.model, row.form, images, mode=mode, peer=network.peer)
+    row.difference = largest_difference(prepared.results(), expected)
+    # Gradients of an earlier step would be freed in the middle of the one that is observed.
+    prepared.model.zero_grad(set_to_none=True)
+    if not row.form.graph:  # a graph allocated its memory when it was captured
+        row.peak = peak_bytes(lambda: run_steps(prepared.steps, prepared.inputs), images.device)
     if mode == 'train':
-        row.saved = saved_bytes(case.forward, [case.model])
-    return case
+        row.saved = saved_bytes(prepared.forward, [prepared.model])
+    return prepared
 
 
-def _time(rows: list[Row], cases: list[Case | None], studies: dict[str, _Study],
+def _time(rows: list[Row], models: list[PreparedModel | None], facts: dict[str, _Facts],
           device: torch.device, repeats: int, seed: int, progress: bool, title: str) -> list[Rate]:
-    """Let all rows and the convolutions of their floors take turns; returns the rates."""
-    works: dict[str, Work] = {}
-    given: dict[str, Tensor | None] = {}
-    for number, case in enumerate(cases):
-        if case is not None:
-            works[str(number)], given[str(number)] = case.work, case.given
-    wanted = {(conv, row.form.dtype): row.shape for row, case in zip(rows, cases, strict=True)
-              if case is not None for conv in studies[row.model].convolutions}
+    """Time all rows and the convolutions of their floors; return the rates of the latter."""
+    steps: dict[str, Steps] = {}
+    inputs: dict[str, Tensor | None] = {}
+    for number, prepared in enumerate(models):
+        if prepared is not None:
+            steps[str(number)], inputs[str(number)] = prepared.steps, prepared.inputs
+    convolutions = {(conv, row.form.dtype): row.shape
+                    for row, prepared in zip(rows, models, strict=True) if prepared is not None
+                    for conv in facts[row.model].convolutions}
     to_rate = {}
-    for conv, dtype in wanted:
+    for conv, dtype in convolutions:
         name = f'{conv} in {dtype}'
-        works[name], to_rate[conv, dtype] = convolution_work(conv, DTYPES[dtype], device)
-        given[name] = None
-    turns = take_turns(works, given, Stopwatch(device), repeats=repeats, seed=seed,
-                       progress=progress, title=title)
+        steps[name], to_rate[conv, dtype] = convolution_steps(conv, DTYPES[dtype], device)
+        inputs[name] = None
+    timings = take_turns(steps, inputs, Stopwatch(device), repeats=repeats, seed=seed,
+                         progress=progress, title=title)
     rates = []
-    for (conv, dtype), shape in wanted.items():
-        turn = turns[f'{conv} in {dtype}']
-        if turn.failure is None:
-            rates.append(Rate(conv, dtype, shape, to_rate[conv, dtype](turn.milliseconds)))
-    for number, (row, case) in enumerate(zip(rows, cases, strict=True)):
-        if case is None:
+    for (conv, dtype), shape in convolutions.items():
+        timing = timings[f'{conv} in {dtype}']
+        if timing.failure is None:
+            rates.append(Rate(conv, dtype, shape, to_rate[conv, dtype](timing.milliseconds)))
+    for number, (row, prepared) in enumerate(zip(rows, models, strict=True)):
+        if prepared is None:
             continue
-        row.turns = turns[str(number)]
-        own = set(studies[row.model].convolutions)
+        row.timings = timings[str(number)]
+        own = set(facts[row.model].convolutions)
         best = max((rate.per_second for rate in rates
                     if rate.dtype == row.form.dtype and rate.convolution in own), default=None)
         if best:
@@ -206,7 +216,7 @@ def _time(rows: list[Row], cases: list[Case | None], studies: dict[str, _Study],
     return rates
 
 
-def _let_go(device: torch.device) -> None:
+def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()

@@ -1,12 +1,14 @@
-"""How much memory a step takes at its peak, and how much it keeps for the backward pass."""
+"""Memory of a training or inference step: its peak, and what it saves for the backward pass."""
 
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._profiler import _EventType
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
@@ -14,38 +16,38 @@ __all__ = ['peak_bytes', 'saved_bytes']
 
 
 def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that ``action`` holds at once, beyond what was held before it.
+    """Return the most memory that ``action`` holds at once, in bytes.
 
-    Weights and input are there before and do not count; outputs and gradients that it makes do.
-    On the CPU these are the bytes that torch's allocator hands out, as its profiler records them,
-    the buffers of compiled code among them; a library's own scratch memory is not seen. On CUDA it
-    is `torch.cuda.max_memory_allocated` above what was allocated before.
+    Memory that was allocated before, such as weights and input, does not count; outputs and
+    gradients do. On a CPU this is the memory of torch's allocator, as its profiler records it,
+    including the buffers of compiled code but not the scratch memory of libraries. On CUDA it is
+    `torch.cuda.max_memory_allocated` minus what was allocated before.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _keep = action()  # until the peak is read, as the CPU's branch does
+        _outputs = action()  # kept until the peak is read, as on a CPU
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # Or a torch that could use CUDA prints an error where there is none.
+    # Without it, a torch built for CUDA prints an error on a machine without a GPU.
     os.environ.setdefault('KINETO_LOG_LEVEL', '5')
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True,
-                 acc_events=True) as recorded:
-        _keep = action()
-    del _keep
-    return _peak(_allocations(recorded))
+                 acc_events=True) as profiler:
+        _outputs = action()
+    del _outputs
+    return _peak(_allocations(profiler))
 
 
 def saved_bytes(action: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
-    """Bytes that a forward pass saves for the backward pass.
+    """Return the bytes that a forward pass saves for the backward pass.
 
-    Every storage counts once and in full, however many views of it are saved. Parameters and
-    buffers are there anyway and do not count; weights computed from them, and the input, do.
+    Each storage counts once and in full, however many views of it are saved. Parameters and
+    buffers do not count; the input, and weights that are computed from parameters, do.
 
     Args:
         action: The forward pass.
-        modules: Whose parameters and buffers not to count.
+        modules: The modules whose parameters and buffers do not count.
     """
     own = {_storage(tensor) for module in modules
            for tensor in (*module.parameters(), *module.buffers())}
@@ -58,10 +60,9 @@ def saved_bytes(action: Callable[[], Any], modules: Iterable[nn.Module]) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        # What it returns leads to what it saved: let go of it only when all is counted, so that no
-        # address is used twice.
-        _keep = action()
-    del _keep
+        # The outputs hold the graph: freed any earlier, an address could be used twice.
+        _outputs = action()
+    del _outputs
     return sum(saved.values())
 
 
@@ -69,24 +70,21 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _allocations(recorded: profile) -> list[tuple[int, int]]:
-    """Address and size of what was taken (positive) and given back (negative), in that order."""
-    profiler = recorded.profiler
-    if profiler is None or profiler.kineto_results is None:
-        raise RuntimeError('this torch has no profiler')
-    waiting: list[Any] = list(profiler.kineto_results.experimental_event_tree())
-    found = []
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag == _EventType.Allocation:
-            found.append((event.start_time_ns, event.extra_fields))
-    found.sort(key=lambda pair: pair[0])
-    return [(fields.ptr, fields.alloc_size) for _, fields in found]
+def _allocations(profiler: profile) -> list[tuple[int, int]]:
+    """Return address and size of each allocation (positive) and release (negative), in order."""
+    # The exported trace is the only public place with single allocations: the profiler's events
+    # have the net sum of each operator, which hides what an operator frees before it returns.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'trace.json')
+        profiler.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding='utf-8', errors='replace'))
+    events = [event for event in trace['traceEvents'] if event.get('name') == '[memory]']
+    events.sort(key=lambda event: event['ts'])
+    return [(event['args']['Addr'], event['args']['Bytes']) for event in events]
 
 
 def _peak(allocations: Iterable[tuple[int, int]]) -> int:
-    """The most that was held at once of what was taken here."""
+    """Return the most bytes that were held at once, of those allocated in the list."""
     live: dict[int, int] = {}
     held = peak = 0
     for address, size in allocations:
@@ -95,6 +93,6 @@ def _peak(allocations: Iterable[tuple[int, int]]) -> int:
             held += size
             peak = max(peak, held)
         else:
-            # What was there before has no entry: giving it back makes no room in this account.
+            # Memory from before has no entry, and its release makes no room in this account.
             held -= live.pop(address, 0)
     return peak

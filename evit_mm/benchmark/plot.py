@@ -1,50 +1,51 @@
-"""The benchmark's figure: ratios as bars, or times and memory over the size of the images."""
+"""The figure of a benchmark: ratios as bars, or time and memory over image size."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .figures import HALF_PAGE, PALETTE, drawing
-from .forms import FORMS
+from .forms import FORMS, PEER_FORMS
 from .measure import Row
 from .report import ratio
 
 __all__ = ['plot']
 
-_COLOURS = dict(zip(dict.fromkeys(form for forms in FORMS.values() for form in forms),
-                    (PALETTE[name] for name in ('grey', 'blue', 'green', 'vermilion')),
-                    strict=True))
+_COLOURS = dict(zip(
+    dict.fromkeys(form for modes in (FORMS, PEER_FORMS) for forms in modes.values()
+                  for form in forms),
+    (PALETTE[name] for name in ('grey', 'blue', 'green', 'vermilion', 'purple', 'sky')),
+    strict=True))
 _MARKERS = 'os^Dv<>PX'
 
 
-def plot(path: Path, tables: Sequence[Sequence[Row]], wanted: str | None = None) -> None:
-    """Draw what was measured.
+def plot(path: Path, tables: Sequence[Sequence[Row]], reference: str | None = None) -> None:
+    """Draw the results.
 
-    With one image size, bars of each row's time relative to its reference; with several, time and
+    For one image size, bars of each row's time relative to its reference; for several, time and
     peak memory over the number of pixels.
 
     Args:
         path: The file; its suffix names the format.
         tables: The rows of each image size.
-        wanted: As in `reference_of`.
+        reference: See `reference_of`.
 
     Raises:
-        UserError: If it can't be written.
+        UserError: If the file can't be written.
     """
     if len(tables) > 1:
-        _lines(path, tables)
+        _draw_lines(path, tables)
     else:
-        _bars(path, tables[0], wanted)
+        _draw_bars(path, tables[0], reference)
 
 
-def _bars(path: Path, rows: Sequence[Row], wanted: str | None) -> None:
-    found = [(row, ratio(row, rows, wanted)) for row in rows]
-    bars = [(row, value) for row, value in found if value is not None]
+def _draw_bars(path: Path, rows: Sequence[Row], reference: str | None) -> None:
+    bars = [(row, value) for row in rows if (value := ratio(row, rows, reference)) is not None]
     with drawing(path, height=0.7 + 0.19 * max(len(bars), 1)) as figure:
         axes = figure.add_subplot()
-        for place, (row, value) in enumerate(bars):
-            axes.barh(place, value, color=_COLOURS[row.form.name], height=0.7)
-            axes.annotate(f'{value:.2f}', (value, place), (2, 0), textcoords='offset points',
+        for position, (row, value) in enumerate(bars):
+            axes.barh(position, value, color=_COLOURS[row.form.name], height=0.7)
+            axes.annotate(f'{value:.2f}', (value, position), (2, 0), textcoords='offset points',
                           va='center', fontsize=7, bbox=dict(fc='white', ec='none', pad=0.5))
         axes.set_yticks(range(len(bars)), [_label(row) for row, _ in bars])
         axes.invert_yaxis()
@@ -53,10 +54,10 @@ def _bars(path: Path, rows: Sequence[Row], wanted: str | None) -> None:
         axes.set_xlabel('time / reference')
 
 
-def _lines(path: Path, tables: Sequence[Sequence[Row]]) -> None:
+def _draw_lines(path: Path, tables: Sequence[Sequence[Row]]) -> None:
     names = list(dict.fromkeys(str(row) for rows in tables for row in rows))
     panels: list[tuple[str, Callable[[Row], Any]]] = [
-        ('ms', lambda row: row.turns.milliseconds),
+        ('ms', lambda row: row.timings.milliseconds),
         ('peak memory (MB)', lambda row: None if row.peak is None else row.peak / 1e6)]
     with drawing(path, width=HALF_PAGE, height=4.2 + 0.14 * len(names)) as figure:
         for number, (title, value) in enumerate(panels):

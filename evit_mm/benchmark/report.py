@@ -1,11 +1,11 @@
-"""What the benchmark found, as tables and as JSON."""
+"""Tables and JSON of the results of a benchmark."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .. import files
 from ..errors import UserError
 from .forms import Form
 from .measure import Rate, Row
@@ -18,47 +18,47 @@ __all__ = ['format_parts', 'format_rates', 'format_rows', 'ratio', 'reference_of
 _TIMM_PREFIX = f'{TIMM}efficientvit_'
 
 
-def reference_of(row: Row, rows: Sequence[Row], wanted: str | None = None) -> Row | None:
-    """The row that another one is compared with.
+def reference_of(row: Row, rows: Sequence[Row], reference: str | None = None) -> Row | None:
+    """Return the row that another row is compared with.
 
     Args:
         row: The row.
         rows: All rows of its image size.
-        wanted: The name of a row, or of a model, whose first row is meant.
+        reference: Name of a row, or of a model, which stands for its first row. By default, timm's
+            port of the same backbone in eager float32, else of any backbone, else the first row, of
+            those that did not fail.
 
     Returns:
-        Row: The wanted one; unless given, timm's port of the same variant (of any, for a model
-        that is no variant) in eager float32, else the first row, of those that did not fail. None
-        where there is none, or the wanted one failed.
+        Row: The reference; None if it failed.
 
     Raises:
-        UserError: If there is no row of the wanted name.
+        UserError: If there is no row of this name.
     """
-    if wanted is not None:
-        named = [other for other in rows if wanted in (str(other), other.model)]
+    if reference is not None:
+        named = [other for other in rows if reference in (str(other), other.model)]
         if not named:
-            raise UserError(f'--reference {wanted}: there is no such row; the rows are '
+            raise UserError(f'--reference {reference}: no such row; the rows are '
                             f'{", ".join(map(str, rows))}')
-        found = named[0]
+        chosen = named[0]
     else:
         done = [other for other in rows if other.failure is None]
         timms = [other for other in done if other.form == Form()
                  and other.model.startswith(_TIMM_PREFIX)]
         same = [other for other in timms if other.arch == row.arch]
-        found = (same or timms or done or list(rows))[0]
-    return found if found.failure is None else None
+        chosen = (same or timms or done or list(rows))[0]
+    return chosen if chosen.failure is None else None
 
 
-def ratio(row: Row, rows: Sequence[Row], wanted: str | None = None) -> float | None:
-    """A row's median time over its reference's; None where one of them has none."""
-    reference = reference_of(row, rows, wanted)
-    if reference is None or row.failure is not None:
+def ratio(row: Row, rows: Sequence[Row], reference: str | None = None) -> float | None:
+    """Return a row's median time relative to its reference's; None if either failed."""
+    compared = reference_of(row, rows, reference)
+    if compared is None or row.failure is not None:
         return None
-    return row.turns.milliseconds / reference.turns.milliseconds
+    return row.timings.milliseconds / compared.timings.milliseconds
 
 
-def format_rows(rows: Sequence[Row], wanted: str | None = None) -> str:
-    """A table of the rows of one image size, and below it what failed."""
+def format_rows(rows: Sequence[Row], reference: str | None = None) -> str:
+    """Format a table of the rows of one image size, followed by the reasons of failed rows."""
     layouts = len({row.form.layout for row in rows}) > 1
     training = any(row.saved is not None for row in rows)
     header = ['model', 'form', 'dtype', *['layout'] * layouts, 'params (M)', 'multiply-adds (G)',
@@ -76,11 +76,11 @@ def format_rows(rows: Sequence[Row], wanted: str | None = None) -> str:
             failures.append(f'{row}: {row.failure}')
             lines.append([*line, 'failed', *[None] * (len(header) - len(line) - 1)])
             continue
-        first, third = quartiles(row.turns.totals)
-        compared = ratio(row, rows, wanted)
-        line += [_short(row.turns.milliseconds), f'{_short(first)} to {_short(third)}',
+        first, third = quartiles(row.timings.totals)
+        compared = ratio(row, rows, reference)
+        line += [_short(row.timings.milliseconds), f'{_short(first)} to {_short(third)}',
                  f'{compared:.2f}' if compared is not None else None,
-                 f'{row.turns.milliseconds / row.floor:.2f}' if row.floor else None,
+                 f'{row.timings.milliseconds / row.floor:.2f}' if row.floor else None,
                  _megabytes(row.peak), *[_megabytes(row.saved)] * training,
                  None if row.difference is None else f'{row.difference:.0e}']
         lines.append(line)
@@ -90,18 +90,18 @@ def format_rows(rows: Sequence[Row], wanted: str | None = None) -> str:
 
 
 def format_parts(rows: Sequence[Row]) -> str:
-    """A table of the parts of the networks that have several; empty where none has.
+    """Format a table of the parts of networks that have several; empty if none has.
 
-    A part's share of arithmetic is relative to the backbone's.
+    The column ``x backbone`` has multiply-adds relative to the backbone's.
     """
     lines: list[list[object]] = []
     for row in rows:
-        if row.failure is not None or len(row.turns.steps) < 2 or 'backbone' not in row.macs:
+        if row.failure is not None or len(row.timings.steps) < 2 or 'backbone' not in row.macs:
             continue
         parts: dict[str, tuple[int, int, float]] = {
             part: (row.params[part], row.macs[part], median(times))
-            for part, times in row.turns.steps.items()}
-        parts['all'] = (sum(row.params.values()), sum(row.macs.values()), row.turns.milliseconds)
+            for part, times in row.timings.steps.items()}
+        parts['all'] = (sum(row.params.values()), sum(row.macs.values()), row.timings.milliseconds)
         for part, (params, macs, milliseconds) in parts.items():
             lines.append([row.model, f'{row.form}', part, f'{params / 1e6:.2f}',
                           f'{macs / 1e9:.2f}', f'{macs / max(row.macs["backbone"], 1):.2f}',
@@ -113,7 +113,7 @@ def format_parts(rows: Sequence[Row]) -> str:
 
 
 def format_rates(rates: Sequence[Rate]) -> str:
-    """One line per number format: the best rate, and which convolution reached it."""
+    """Format one line per dtype: the best rate, and the convolution that reached it."""
     best: dict[str, Rate] = {}
     for rate in rates:
         if rate.dtype not in best or rate.per_second > best[rate.dtype].per_second:
@@ -123,48 +123,43 @@ def format_rates(rates: Sequence[Rate]) -> str:
 
 
 def write_json(path: Path, settings: Mapping[str, Any], tables: Sequence[
-        tuple[Sequence[Row], Sequence[Rate]]], wanted: str | None = None) -> None:
-    """Write everything that was measured, all single times included.
+        tuple[Sequence[Row], Sequence[Rate]]], reference: str | None = None) -> None:
+    """Write all results, including every single time, as JSON.
 
     Args:
         path: The file.
-        settings: What was asked for, and of which machine.
+        settings: Arguments, machine and versions.
         tables: Rows and rates, one pair per image size.
-        wanted: As in `reference_of`.
+        reference: See `reference_of`.
 
     Raises:
-        UserError: If it can't be written.
+        UserError: If the file can't be written.
     """
     content = {'settings': dict(settings),
-               'rows': [_row(row, rows, wanted) for rows, _ in tables for row in rows],
+               'rows': [_row(row, rows, reference) for rows, _ in tables for row in rows],
                'rates': [{'shape': list(rate.shape), 'dtype': rate.dtype,
                           'convolution': str(rate.convolution), 'macs': rate.convolution.macs,
                           'macs_per_second': rate.per_second}
                          for _, rates in tables for rate in rates]}
-    unfinished = path.with_name(f'{path.name}.tmp')
-    try:
-        unfinished.write_text(json.dumps(content, indent=1, default=str) + '\n', encoding='utf-8')
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f'can\'t write {path}: {error.strerror}') from error
+    files.write_json(path, content, indent=1)
 
 
-def _row(row: Row, rows: Sequence[Row], wanted: str | None) -> dict[str, Any]:
-    reference = reference_of(row, rows, wanted)
+def _row(row: Row, rows: Sequence[Row], reference: str | None) -> dict[str, Any]:
+    compared = reference_of(row, rows, reference)
     done = row.failure is None
     form = row.form
     return {'name': str(row), 'model': row.model, 'form': form.name, 'dtype': form.dtype,
             'layout': form.layout, 'graph': form.graph, 'shape': list(row.shape),
             'failure': row.failure,
-            'ms': row.turns.milliseconds if done else None,
-            'quartiles': quartiles(row.turns.totals) if done else None,
-            'reference': str(reference) if reference else None,
-            'ratio': ratio(row, rows, wanted),
+            'ms': row.timings.milliseconds if done else None,
+            'quartiles': quartiles(row.timings.totals) if done else None,
+            'reference': str(compared) if compared else None,
+            'ratio': ratio(row, rows, reference),
             'floor_ms': row.floor,
             'params': row.params, 'macs': row.macs, 'peak_bytes': row.peak,
             'saved_bytes': row.saved,
             'difference': row.difference,
-            'times': row.turns.steps}
+            'times': row.timings.steps}
 
 
 def _short(milliseconds: float) -> str:

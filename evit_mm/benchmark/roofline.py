@@ -1,45 +1,42 @@
-"""The least time that a network's arithmetic can take on this machine.
+"""A lower bound of a network's time on this machine: its floor.
 
-It is what the network's multiply-adds would take if all of them ran at the best rate that the
-machine reaches on the network's own dense convolutions: the heaviest ones, 1x1 and larger, alone,
-channels-last, in the same number format, taking turns with what is measured. Depthwise
-convolutions, attention, activations and copies run slower or do no arithmetic at all; what they
-cost is the distance to the floor.
+The floor is the time of the network's multiply-adds at the best rate that the machine reaches on
+the network's own dense convolutions: the heaviest ones, pointwise and larger, each alone,
+channels-last, in the same dtype, taking turns with the networks. Depthwise convolutions, attention,
+activations and copies are slower or do no arithmetic; they are the distance from the floor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 
-from .timing import Work
+from .timing import Steps, capture_cuda_graph
 
-__all__ = ['Convolution', 'convolution_work', 'heaviest_convolutions']
+__all__ = ['Convolution', 'convolution_steps', 'heaviest_convolutions']
 
-_CONVOLUTION = torch.ops.aten.convolution.default
 _GRAPH_REPEATS = 20
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A dense convolution and what it is given.
+    """A dense convolution and the shape of its input.
 
     Attributes:
         image: Shape of the input (B, C, H, W).
         weight: Shape of the weight (C_out, C, h, w).
         stride: Vertical and horizontal stride.
-        padding: Vertical and horizontal padding.
+        padding: Vertical and horizontal padding, or ``'same'`` or ``'valid'``.
         macs: Multiply-adds.
     """
 
     image: tuple[int, ...]
     weight: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[int, ...] | str
     macs: int
 
     def __str__(self) -> str:
@@ -48,61 +45,49 @@ class Convolution:
         return f'{kernel} to {self.weight[0]} channels, stride {self.stride[0]}, of {size}'
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every dense convolution that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[Convolution] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
-        if func is not _CONVOLUTION and not torch.is_grad_enabled():
-            # Without a gradient torch shows us conv2d whole.
-            with self:
-                result = func.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
-        result = func(*args, **(kwargs or {}))
-        if func is _CONVOLUTION:
-            image, weight, _, stride, padding, dilation, transposed, _, groups = args
-            if groups == 1 and not transposed and set(dilation) == {1}:
-                macs = result.numel() * weight[0].numel()
-                self.found.add(Convolution(tuple(image.shape), tuple(weight.shape), tuple(stride),
-                                           tuple(padding), macs))
-        return result
-
-
-def heaviest_convolutions(work: Work, given: Any, *, each: int = 3) -> list[Convolution]:
-    """The dense convolutions of the most arithmetic.
+def heaviest_convolutions(modules: Iterable[nn.Module], forward: Callable[[], Any], *,
+                          each: int = 3) -> list[Convolution]:
+    """Return the dense convolutions with the most multiply-adds.
 
     Args:
-        work: The network, not compiled.
-        given: What its first step is given.
-        each: How many pointwise ones to return, and how many larger ones.
+        modules: The network; its convolutions are `nn.Conv2d` modules.
+        forward: Runs the network once.
+        each: Number of pointwise convolutions to return, and of larger ones.
     """
-    with _Recorder() as recorder:
-        for step in work.values():
-            given = step(given)
-    ranked = sorted(recorder.found, key=lambda conv: (-conv.macs, str(conv)))
+    seen: set[Convolution] = set()
+
+    def record(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        macs = output.numel() * conv.weight[0].numel()
+        seen.add(Convolution(tuple(inputs[0].shape), tuple(conv.weight.shape), conv.stride,
+                             conv.padding, macs))
+
+    hooks = [conv.register_forward_hook(record)
+             for module in modules for conv in module.modules()
+             if isinstance(conv, nn.Conv2d) and conv.groups == 1 and set(conv.dilation) == {1}]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ranked = sorted(seen, key=lambda conv: (-conv.macs, str(conv)))
     pointwise = [conv for conv in ranked if set(conv.weight[2:]) == {1}]
     larger = [conv for conv in ranked if set(conv.weight[2:]) != {1}]
     return pointwise[:each] + larger[:each]
 
 
-def convolution_work(conv: Convolution, dtype: torch.dtype, device: torch.device
-                     ) -> tuple[Work, Callable[[float], float]]:
-    """A convolution to take turns with.
+def convolution_steps(conv: Convolution, dtype: torch.dtype, device: torch.device
+                      ) -> tuple[Steps, Callable[[float], float]]:
+    """Make a convolution that can be timed.
 
-    On CUDA twenty of them run from one CUDA graph, as a single one would measure its launch.
+    On CUDA, one step is twenty runs in a CUDA graph: a single run would measure its launch.
 
     Returns:
-        tuple: The work, which is given None, and what turns its milliseconds into a rate, in
-        multiply-adds per second.
+        tuple: The steps, whose input is None, and a function from milliseconds to multiply-adds
+        per second.
     """
     def tensor(shape: tuple[int, ...]) -> Tensor:
-        made = torch.randn(shape, device=device, dtype=dtype)
-        return made.contiguous(memory_format=torch.channels_last)
+        values = torch.randn(shape, device=device, dtype=dtype)
+        return values.contiguous(memory_format=torch.channels_last)
 
     image, weight = tensor(conv.image), tensor(conv.weight)
 
@@ -112,21 +97,11 @@ def convolution_work(conv: Convolution, dtype: torch.dtype, device: torch.device
 
     if device.type != 'cuda':
         return {'convolution': once}, lambda ms: conv.macs / ms * 1e3
-    graph = _captured(once, device)
-    return ({'convolution': lambda _: graph.replay()},
-            lambda ms: _GRAPH_REPEATS * conv.macs / ms * 1e3)
 
-
-def _captured(once: Callable[[], Any], device: torch.device) -> torch.cuda.CUDAGraph:
-    # cuDNN chooses its kernel at the first call, which must not be captured.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            once()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    def repeat() -> None:
         for _ in range(_GRAPH_REPEATS):
             once()
-    return graph
+
+    replay, _ = capture_cuda_graph(repeat, device)
+    return ({'convolution': lambda _: replay()},
+            lambda ms: _GRAPH_REPEATS * conv.macs / ms * 1e3)

@@ -1,152 +1,179 @@
-"""From the command line's options to tables and files."""
+"""The benchmark, from the names of models to tables and files."""
 
 import platform
 import sys
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import __version__
 from ..deployment.memory import keep_freed_memory
 from ..errors import UserError
+from ..version import __version__
 from . import machine
-from .forms import FORMS, Form
+from .forms import DTYPES, FORMS, LAYOUTS, PEER_FORMS, Form
 from .measure import Rate, Row, measure, plan
 from .networks import build_networks
 from .report import format_parts, format_rates, format_rows, reference_of, write_json
 
 __all__ = ['benchmark']
 
-_DEFAULT_SHAPE = (512, 512)
 
+def benchmark(models: Sequence[str], *, mode: str = 'inference', forms: Sequence[str] | None = None,
+              dtypes: Sequence[str] = ('fp32',), layouts: Sequence[str] = ('contiguous',),
+              cuda_graphs: bool = False, with_neck: bool = False, until: str | None = None,
+              variants: Sequence[tuple[str, Mapping[str, Any]]] = (),
+              options: Mapping[str, Any] | None = None, peers: bool = False,
+              peer_forms: Sequence[str] = ('eager',), reference: str | None = None,
+              shapes: Sequence[tuple[int, int]] = ((512, 512),), batch: int = 1, repeats: int = 30,
+              threads: int | None = None, system_malloc: bool = False, device: str = 'cpu',
+              seed: int = 0, json: Path | None = None, plot: Path | None = None,
+              report: Callable[[str], Any] | None = None) -> list[Row]:
+    """Measure time, memory, parameters and multiply-adds of models with random weights.
 
-def benchmark(options: Namespace) -> list[Row]:
-    """Measure what ``options`` name; see `evit_mm.cli.benchmark_parser`.
+    The rows, one for each model and form, take turns in one run. Settings of torch and malloc that
+    the measurement needs stay in effect in this process.
 
-    Every image size is printed, and written to ``--json``, as soon as it is done.
+    Args:
+        models: ``'m0'`` to ``'m5'``, paths of configs, ``'timm://MODEL'``,
+            ``'torchvision://resnet50'`` or ``'torchvision://mobilenet_v3_large'``.
+        mode: ``'inference'``, or ``'train'`` for the forward and backward pass of a training step
+            with frozen BN statistics.
+        forms: Names in `FORMS`; by default all that need neither a compiler nor mmengine's code.
+        dtypes: ``'fp32'``, ``'bf16'`` or ``'fp16'``; training runs under autocast.
+        layouts: ``'contiguous'`` or ``'channels-last'``, for images and weights.
+        cuda_graphs: Whether to measure each form as a CUDA graph too.
+        with_neck: Whether to put RetinaNet's neck after backbones.
+        until: Last part of a config's model to measure, ``'backbone'`` or ``'neck'``.
+        variants: Title and changed options of each variant of a single model.
+        options: Values of configs by dotted key, or arguments of our backbones.
+        peers: Whether to add timm's port of each of our backbones, with the same weights, and two
+            backbones of torchvision.
+        peer_forms: Names in `PEER_FORMS`.
+        reference: Row or model that ratios are relative to; see `reference_of`.
+        shapes: Height and width of the images; each pair gives a table.
+        batch: Number of images per run.
+        repeats: Number of timed runs of each row.
+        threads: Number of CPU threads; by default torch's choice.
+        system_malloc: Whether malloc returns freed memory to the system, its default, so that a
+            CPU pays for new pages in each run. Otherwise it keeps freed memory, as in training and
+            with ``test(fast=True)``.
+        device: The device as torch names it.
+        seed: Seed of weights, images and the order of runs.
+        json: File for all results, written anew after each image size.
+        plot: File for a figure; see `plot`.
+        report: Receives the tables of each image size as soon as it is done, such as `print`.
+
+    Returns:
+        list[Row]: All rows; those that failed have the reason in ``failure``.
 
     Raises:
-        UserError: If an option can't be used, or, after everything else was measured and
-            reported, if a row failed that was asked for by name.
+        UserError: If an argument can't be used, or a model can't be built.
     """
-    _check(options)
-    device = machine.use(options.device, threads=options.threads)
-    if device.type == 'cpu' and not options.system_malloc:
-        keep_freed_memory()  # as the tools do, for all of them: half of the spread is page faults
-    place = machine.describe(device)
-    forms = list(_forms(options, options.forms or _default_forms(options.mode)))
-    # Other people's run in each number format and layout, but in no form of ours.
-    peer_forms = list(_forms(options, options.peer_forms))
-    networks = build_networks(
-        options.subjects, options=options.cfg_options, variants=options.variant or (),
-        with_neck=options.with_neck, until=options.until, peers=options.peers, seed=options.seed)
-    if options.reference:
-        rows = [row for row, _ in plan(networks, forms, peer_forms, _DEFAULT_SHAPE)]
-        reference_of(rows[0], rows, options.reference)  # now, not after minutes
-    settings = _settings(options, place)
-    generator = torch.Generator().manual_seed(options.seed)
+    arguments = {name: str(value) if isinstance(value, Path) else value
+                 for name, value in locals().items() if name != 'report'}
+    forms = forms or FORMS[mode][:2]
+    _check_numbers(shapes, batch, repeats)
+    _check_files(json, plot)
+    _check_forms(mode, forms, peer_forms, dtypes, layouts)
+    _check_graphs(cuda_graphs, device, mode, forms)
+    on = machine.use(device, threads=threads)
+    if on.type == 'cpu' and not system_malloc:
+        keep_freed_memory()  # half of the spread between runs is page faults
+    graphs = (False, True) if cuda_graphs else (False,)
+    own = list(_combine(forms, dtypes, layouts, graphs, mode))
+    others = list(_combine(peer_forms, dtypes, layouts, graphs, mode))
+    networks = build_networks(models, options=options, variants=variants, with_neck=with_neck,
+                              until=until, peers=peers, seed=seed)
+    if reference:
+        planned = [row for row, _ in plan(networks, own, others, shapes[0])]
+        reference_of(planned[0], planned, reference)  # fails now instead of after minutes
+    settings = {**arguments, 'machine': machine.describe(on),
+                'num_threads': torch.get_num_threads(), 'versions': _versions()}
+    generator = torch.Generator().manual_seed(seed)
     tables: list[tuple[list[Row], list[Rate]]] = []
-    for height, width in _shapes(options):
-        images = torch.randn(options.batch, 3, height, width, generator=generator).to(device)
-        rows, rates = measure(networks, forms, peer_forms, images, mode=options.mode,
-                              repeats=options.repeats, seed=options.seed,
+    for height, width in shapes:
+        images = torch.randn(batch, 3, height, width, generator=generator).to(on)
+        rows, rates = measure(networks, own, others, images, mode=mode, repeats=repeats, seed=seed,
                               progress=sys.stderr.isatty())
-        _print(rows, rates, options, place)
         tables.append((rows, rates))
-        if options.json:
-            write_json(options.json, settings, tables, options.reference)
-    if options.plot:
-        from .plot import plot  # matplotlib takes a second to import
-        plot(options.plot, [rows for rows, _ in tables], options.reference)
-    found = [row for rows, _ in tables for row in rows]
-    named = [row for row in found if row.failure and not (options.peers and row.peer)]
-    if named:
-        raise UserError(f'{len(named)} of {len(found)} rows failed, the first one is {named[0]}: '
-                        f'{named[0].failure}')
-    return found
+        if report:
+            title = (f'{batch} x 3 x {height} x {width}, '
+                     f'{"training step" if mode == "train" else "inference"}, '
+                     f'{machine.describe(on)}, median of {repeats} interleaved runs')
+            report(_format(title, rows, rates, reference))
+        if json:
+            write_json(json, settings, tables, reference)
+    if plot:
+        from .plot import plot as draw  # importing matplotlib takes a second
+
+        draw(plot, [rows for rows, _ in tables], reference)
+    return [row for rows, _ in tables for row in rows]
 
 
-def _print(rows: list[Row], rates: list[Rate], options: Namespace, place: str) -> None:
-    height, width = rows[0].shape
-    what = 'training step' if options.mode == 'train' else 'inference'
+def _format(title: str, rows: list[Row], rates: list[Rate], reference: str | None) -> str:
     layouts = {row.form.layout for row in rows}
     layout = f', {layouts.pop()}' if len(layouts) == 1 else ''
-    print(f'\n{options.batch} x 3 x {height} x {width}, {what}{layout}, {place}, median of '
-          f'{options.repeats} interleaved runs')
-    references = {str(reference_of(row, rows, options.reference)) for row in rows}
-    print(f'ratio: to {", ".join(sorted(references - {"None"})) or "a row that failed"}\n')
-    print(format_rows(rows, options.reference))
-    parts = format_parts(rows)
-    if parts:
-        print(f'\n{parts}')
-    print(f'\n{format_rates(rates)}')
+    references = {str(reference_of(row, rows, reference)) for row in rows} - {'None'}
+    compared = ', '.join(sorted(references)) or 'a row that failed'
+    blocks = [f'\n{title}{layout}\nratio: to {compared}',
+              format_rows(rows, reference), format_parts(rows), format_rates(rates)]
+    return '\n\n'.join(filter(None, blocks))
 
 
-def _check(options: Namespace) -> None:
-    numbers = [('--shape', min(min(shape) for shape in _shapes(options))),
-               ('--batch', options.batch), ('--repeats', options.repeats)]
-    for name, number in numbers:
+def _check_numbers(shapes: Iterable[tuple[int, int]], batch: int, repeats: int) -> None:
+    for name, number in (('--shape', min(map(min, shapes))), ('--batch', batch),
+                         ('--repeats', repeats)):
         if number < 1:
             raise UserError(f'{name} must be positive, got {number}')
-    for name, path in (('--json', options.json), ('--plot', options.plot)):
+
+
+def _check_files(json: Path | None, plot: Path | None) -> None:
+    for name, path in (('--json', json), ('--plot', plot)):
         if path and not path.absolute().parent.is_dir():
-            raise UserError(f'{name} {path}: there is no folder {path.parent}')
+            raise UserError(f'{name} {path}: no such folder: {path.parent}')
         if path and path.is_dir():
             raise UserError(f'{name} {path} is a folder: name the file to write')
-    if options.shape and options.shapes:
-        raise UserError('--shape gives one size, --shapes several: pass one of them')
-    for form in (*(options.forms or ()), *options.peer_forms):
-        if form not in FORMS[options.mode]:
-            raise UserError(f'{form} is no form of --mode {options.mode}: choose from '
-                            f'{", ".join(FORMS[options.mode])}')
-    if options.cuda_graphs and not options.device.startswith('cuda'):
+
+
+def _check_forms(mode: str, forms: Iterable[str], peer_forms: Iterable[str],
+                 dtypes: Iterable[str], layouts: Iterable[str]) -> None:
+    for name, values, choices in (('--forms', forms, FORMS[mode]),
+                                  ('--peer-forms', peer_forms, PEER_FORMS[mode]),
+                                  ('--dtype', dtypes, DTYPES), ('--layouts', layouts, LAYOUTS)):
+        for value in values:
+            if value not in choices:
+                raise UserError(f'{name} {value} is not possible with --mode {mode}: choose from '
+                                f'{", ".join(choices)}')
+
+
+def _check_graphs(cuda_graphs: bool, device: str, mode: str, forms: Iterable[str]) -> None:
+    if cuda_graphs and not device.startswith('cuda'):
         raise UserError('--cuda-graphs needs --device cuda')
-    if options.cuda_graphs and options.mode == 'train' and 'compiled' not in (options.forms or ()):
+    if cuda_graphs and mode == 'train' and 'compiled' not in forms:
         raise UserError('--cuda-graphs of a training step are those of torch.compile: '
                         'add --forms compiled')
 
 
-def _shapes(options: Namespace) -> list[tuple[int, int]]:
-    if options.shape:
-        return [tuple(options.shape)]
-    return options.shapes or [_DEFAULT_SHAPE]
-
-
-def _default_forms(mode: str) -> tuple[str, ...]:
-    return FORMS[mode][:2]  # what needs no compiler
-
-
-def _forms(options: Namespace, names: Any) -> Iterator[Form]:
+def _combine(names: Iterable[str], dtypes: Iterable[str], layouts: Iterable[str],
+             graphs: Iterable[bool], mode: str) -> Iterator[Form]:
     for name in dict.fromkeys(names):
-        for dtype in dict.fromkeys(options.dtype):
-            for layout in dict.fromkeys(options.layouts):
-                yield Form(name, dtype, layout)
-                if options.cuda_graphs and _has_graph(name, options.mode):
-                    yield Form(name, dtype, layout, graph=True)
+        for dtype in dict.fromkeys(dtypes):
+            for layout in dict.fromkeys(layouts):
+                for graph in graphs:
+                    # A training step as a CUDA graph is torch.compile's.
+                    if not graph or name == 'compiled' or mode == 'inference':
+                        yield Form(name, dtype, layout, graph)
 
 
-def _has_graph(name: str, mode: str) -> bool:
-    return name == 'compiled' or mode == 'inference'
-
-
-def _settings(options: Namespace, place: str) -> dict[str, Any]:
-    asked = {name: str(value) if isinstance(value, Path) else value
-             for name, value in vars(options).items()}
+def _versions() -> dict[str, str]:
     versions = {'evit_mm': __version__, 'python': platform.python_version(),
-                'torch': torch.__version__, **_installed('timm', 'torchvision')}
-    return {**asked, 'machine': place, 'num_threads': torch.get_num_threads(),
-            'versions': versions}
-
-
-def _installed(*names: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-    found = {}
-    for name in names:
+                'torch': torch.__version__}
+    for name in ('timm', 'torchvision'):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,8 +1,8 @@
-"""How long work takes, when several kinds of it take turns on one machine.
+"""Time several models that take turns on one machine.
 
-A busy moment of the machine then meets all of them, and their ratios stay right where each
-one's milliseconds drift. The order is drawn anew for every round, so that none always runs in the
-warm caches that the same other one left.
+A busy moment of the machine then hits all of them, so that ratios stay right while milliseconds
+drift. The order is shuffled in each round: otherwise the same model would always run in the warm
+caches that the same other one leaves behind.
 """
 
 import random
@@ -19,22 +19,22 @@ from tqdm import tqdm
 from ..errors import UserError
 from . import machine
 
-__all__ = ['Stopwatch', 'Turns', 'Work', 'must_work', 'quartiles', 'reason', 'run',
-           'take_turns']
+__all__ = ['Steps', 'Stopwatch', 'Timings', 'capture_cuda_graph', 'failure_reason', 'quartiles',
+           'raise_user_errors', 'run_steps', 'take_turns']
 
 OUT_OF_MEMORY = 'out of memory'
 
-Work = Mapping[str, Callable[[Any], Any]]
-"""Named steps, one after the other; each is given what the one before it returned."""
+Steps = Mapping[str, Callable[[Any], Any]]
+"""Named functions that run in order; each takes what the one before it returned."""
 
 
 @dataclass
-class Turns:
-    """What one kind of work took.
+class Timings:
+    """Times of the steps of one model.
 
     Attributes:
-        steps: Milliseconds of each step, one number per round that counts.
-        failure: Why the work could not be done; then the rounds before that are in ``steps``.
+        steps: Milliseconds by step, one number per timed round.
+        failure: Why the steps failed, if they did; ``steps`` has the rounds before that.
     """
 
     steps: dict[str, list[float]] = field(default_factory=dict)
@@ -42,23 +42,23 @@ class Turns:
 
     @property
     def totals(self) -> list[float]:
-        """Milliseconds of all steps together, one number per round that counts."""
+        """Milliseconds of all steps together, one number per timed round."""
         return [sum(times) for times in zip(*self.steps.values(), strict=True)]
 
     @property
     def milliseconds(self) -> float:
-        """Median of the totals; NaN where there are none."""
+        """Median of the totals; NaN if there are none."""
         return median(self.totals) if self.totals else float('nan')
 
 
 class Stopwatch:
     """Times between marks, in milliseconds.
 
-    On CUDA the marks are events in the stream, read after the last one has passed: no step waits
-    for the one before it to be noticed by the CPU, and what a kernel waits for its launch counts.
+    On CUDA the marks are events in the stream, which are read after the last one has passed: steps
+    run back to back, and the time that a kernel waits for its launch counts.
 
     Args:
-        device: Where the work is done.
+        device: The device to time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def start(self) -> None:
-        """Wait for what the device still does, and set the first mark."""
+        """Wait until the device is idle, and set the first mark."""
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)
         self._marks = []
@@ -82,7 +82,7 @@ class Stopwatch:
             self._marks.append(time.perf_counter())
 
     def read(self) -> list[float]:
-        """The times between neighbouring marks."""
+        """Return the times between consecutive marks."""
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)
@@ -90,63 +90,63 @@ class Stopwatch:
         return [(second - first) * 1e3 for first, second in pairs]
 
 
-def run(work: Work, given: Any) -> Any:
-    """Do all steps; returns what the last one returned."""
-    for step in work.values():
-        given = step(given)
-    return given
+def run_steps(steps: Steps, inputs: Any) -> Any:
+    """Run all steps, and return what the last one returned."""
+    for step in steps.values():
+        inputs = step(inputs)
+    return inputs
 
 
-def take_turns(works: Mapping[str, Work], given: Mapping[str, Any], stopwatch: Any, *, repeats: int,
-               warm_up: int = 3, seed: int = 0, progress: bool = False, title: str = ''
-               ) -> dict[str, Turns]:
-    """Time several kinds of work, which take turns.
+def take_turns(models: Mapping[str, Steps], inputs: Mapping[str, Any], stopwatch: Any, *,
+               repeats: int, warm_up: int = 3, seed: int = 0, progress: bool = False,
+               title: str = '') -> dict[str, Timings]:
+    """Time the steps of several models, which take turns.
 
     Args:
-        works: The steps of each, by name.
-        given: What the first step of each is given, by the same names.
-        stopwatch: A `Stopwatch`, or what looks like one.
-        repeats: Rounds that count. In every round each work is done once.
-        warm_up: Rounds before those.
-        seed: Of the order within the rounds.
-        progress: Show a progress bar on stderr.
-        title: What the progress bar says.
+        models: The steps of each model, by name.
+        inputs: The input of each model's first step, by name.
+        stopwatch: A `Stopwatch`, or an object with its methods.
+        repeats: Timed rounds; each runs every model once.
+        warm_up: Rounds before those, not timed.
+        seed: Seed of the order within the rounds.
+        progress: Whether to show a progress bar on stderr.
+        title: Title of the progress bar.
 
     Returns:
-        dict[str, Turns]: By name. Work that fails is left out of the rounds that follow.
+        dict[str, Timings]: By name. A model that fails is left out of the rounds that follow.
     """
     order = random.Random(seed)
-    turns = {name: Turns({step: [] for step in work}) for name, work in works.items()}
-    with tqdm(total=len(works) * (warm_up + repeats), desc=title, disable=not progress,
+    timings = {name: Timings({step: [] for step in steps}) for name, steps in models.items()}
+    with tqdm(total=len(models) * (warm_up + repeats), desc=title, disable=not progress,
               leave=False) as bar:
         for round_ in range(warm_up + repeats):
-            names = list(works)
+            names = list(models)
             order.shuffle(names)
             for name in names:
                 bar.update()
-                if turns[name].failure is not None:
+                if timings[name].failure is not None:
                     continue
                 try:
-                    spent = _timed(works[name], given[name], stopwatch)
-                except Exception as error:  # one row's must not cost the others theirs
-                    turns[name].failure = reason(error)
+                    times = _time_once(models[name], inputs[name], stopwatch)
+                except Exception as error:  # the other models go on
+                    timings[name].failure = failure_reason(error)
                     continue
                 if round_ >= warm_up:
-                    for step, milliseconds in spent.items():
-                        turns[name].steps[step].append(milliseconds)
-    return turns
+                    for step, milliseconds in times.items():
+                        timings[name].steps[step].append(milliseconds)
+    return timings
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and the third quartile."""
+    """Return the first and the third quartile."""
     if len(values) < 2:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method='inclusive')
     return first, third
 
 
-def reason(error: BaseException) -> str:
-    """Why work failed, in one line for a table."""
+def failure_reason(error: BaseException) -> str:
+    """Format an error as one line for a table."""
     text = ' '.join(str(error).split())
     if isinstance(error, UserError):
         return text
@@ -157,32 +157,58 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def must_work(failure: str, device: torch.device) -> Iterator[None]:
-    """Turn every error within into a sentence.
+def raise_user_errors(failure: str, device: torch.device) -> Iterator[None]:
+    """Turn every error inside the block into a `UserError`.
 
-    Models are others', and so are their ways to fail at sizes and batches that they can't take.
+    Models of other packages fail in many ways at image sizes and batch sizes that they can't take.
 
     Args:
-        failure: What can't be done, in words.
-        device: Where it is done.
+        failure: The sentence that the message begins with, such as ``'m0 can't run on 3x5'``.
+        device: The device that the block computes on.
 
     Raises:
-        UserError: If there is an error.
+        UserError: In place of any other exception.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        why = reason(error)
-        if why == OUT_OF_MEMORY:
-            why = f'it needs more memory than {machine.describe(device)} has'
-        raise UserError(f'{failure}: {why}') from error
+        reason = failure_reason(error)
+        if reason == OUT_OF_MEMORY:
+            reason = f'it needs more memory than {machine.describe(device)} has'
+        raise UserError(f'{failure}: {reason}') from error
 
 
-def _timed(work: Work, given: Any, stopwatch: Any) -> dict[str, float]:
+def capture_cuda_graph(action: Callable[[], Any], device: torch.device
+                       ) -> tuple[Callable[[], None], Any]:
+    """Record ``action`` as a CUDA graph.
+
+    Returns:
+        tuple: A function that replays it, and the outputs, which each replay overwrites.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # cuDNN chooses kernels in the first calls, which can't be captured
+            action()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = action()
+    return graph.replay, outputs
+
+
+def _time_once(steps: Steps, inputs: Any, stopwatch: Any) -> dict[str, float]:
     stopwatch.start()
-    for step in work.values():
-        given = step(given)
+    for step in steps.values():
+        inputs = step(inputs)
         stopwatch.mark()
-    return dict(zip(work, stopwatch.read(), strict=True))
+    return dict(zip(steps, stopwatch.read(), strict=True))
+
+
+# The names before; `evit_mm.analysis` imports them.
+Work = Steps
+Turns = Timings
+must_work = raise_user_errors
+reason = failure_reason

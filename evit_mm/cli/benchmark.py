@@ -1,4 +1,4 @@
-"""The flags of tools/benchmark.py."""
+"""Command line of the benchmark: ``evit-mm benchmark`` and tools/benchmark.py."""
 
 import argparse
 import re
@@ -7,93 +7,124 @@ from typing import Any
 
 from .common import ConfigOptions
 
-__all__ = ['benchmark_parser']
+__all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
+DESCRIPTION = ('Measure time, memory, parameters and multiply-adds of backbones, detectors and '
+               'segmentors with random weights, in several forms that take turns in one run.')
+
+# Copies of the keys in evit_mm.benchmark.forms, whose import takes seconds.
 _MODES = ('inference', 'train')
-_FORMS = ('eager', 'deploy', 'folded', 'compiled')
+_FORMS = ('eager', 'deploy', 'folded', 'efficient', 'compiled')
+_PEER_FORMS = ('eager', 'fused', 'compiled')
 _DTYPES = ('fp32', 'bf16', 'fp16')
 _LAYOUTS = ('contiguous', 'channels-last')
 
 
 class _Variant(ConfigOptions):
-    """A name and KEY=VALUE pairs; gathers one (name, options) pair per use of the flag."""
+    """A title and KEY=VALUE pairs; appends one (title, options) pair per use of the flag."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
                  values: Any, option_string: str | None = None) -> None:
-        name, *pairs = values
-        if '=' in name:
-            parser.error(f'{option_string} starts with a name, but got {name}')
+        title, *pairs = values
+        if '=' in title:
+            parser.error(f'{option_string} needs a title before the KEY=VALUE pairs, but got '
+                         f'{title}')
+        parsed = argparse.Namespace()
+        super().__call__(parser, parsed, pairs, option_string)
         earlier = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, {})
-        super().__call__(parser, namespace, pairs, option_string)
-        setattr(namespace, self.dest, [*earlier, (name, getattr(namespace, self.dest))])
+        setattr(namespace, self.dest, [*earlier, (title, getattr(parsed, self.dest))])
 
 
-def benchmark_parser() -> argparse.ArgumentParser:
-    """The flags of tools/benchmark.py."""
-    parser = argparse.ArgumentParser(
-        prog='benchmark.py', description='Measure time, memory, parameters and multiply-adds of '
-        'backbones, detectors and segmentors in several forms, which take turns in one run, with '
-        'random weights.')
-    parser.add_argument('subjects', nargs='+', metavar='MODEL',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the benchmark to a parser."""
+    parser.add_argument('models', nargs='+', metavar='MODEL',
                         help='m0 to m5, the path of a config, timm://MODEL, torchvision://resnet50 '
                         'or torchvision://mobilenet_v3_large')
 
-    what = parser.add_argument_group('what is measured')
+    what = parser.add_argument_group('what to measure')
     what.add_argument('--mode', choices=_MODES, default='inference',
                       help='inference, or the forward and backward pass of a training step with '
-                      'frozen BN statistics (inference)')
+                      'frozen BN statistics (default: inference)')
     what.add_argument('--forms', nargs='+', choices=_FORMS, metavar='FORM',
-                      help='eager (as built), deploy (inference: folded), folded (train: frozen BN '
-                      'folded on the fly), compiled (the folded form through torch.compile); '
-                      'default: all but compiled')
+                      help='eager (as built), deploy (inference: folded), folded (training: frozen '
+                      'BN folded into convolutions in each step), efficient (training: the same by '
+                      'mmengine\'s efficient_conv_bn_eval), compiled (deploy or folded through '
+                      'torch.compile); default: eager, and deploy or folded')
     what.add_argument('--dtype', nargs='+', choices=_DTYPES, default=['fp32'], metavar='DTYPE',
-                      help='fp32, bf16, fp16, or several (fp32); train runs under autocast')
+                      help='fp32, bf16, fp16, or several; training runs under autocast (default: '
+                      'fp32)')
     what.add_argument('--layouts', nargs='+', choices=_LAYOUTS, default=['contiguous'],
-                      metavar='LAYOUT', help='contiguous, channels-last, or both: of images and '
-                      'weights (contiguous)')
+                      metavar='LAYOUT', help='contiguous, channels-last, or both; for images and '
+                      'weights (default: contiguous)')
     what.add_argument('--channels-last', dest='layouts', action='store_const',
                       const=['channels-last'], help='short for --layouts channels-last')
     what.add_argument('--cuda-graphs', action='store_true',
                       help='measure each form as a CUDA graph too')
     what.add_argument('--with-neck', action='store_true',
-                      help='put RetinaNet\'s neck (256 wide, strides 8 to 128) behind backbones')
+                      help='put RetinaNet\'s neck (256 channels, strides 8 to 128) after backbones')
     what.add_argument('--until', choices=('backbone', 'neck'),
-                      help='leave out what comes behind this part of a config\'s model')
-    what.add_argument('--variant', nargs='+', action=_Variant, metavar=('NAME', 'KEY=VALUE'),
-                      help='measure the only MODEL with these values too; may be given repeatedly')
+                      help='leave out the parts of a config\'s model after this one')
+    what.add_argument('--variant', nargs='+', action=_Variant, metavar=('TITLE', 'KEY=VALUE'),
+                      help='measure the only MODEL with these values too; can be repeated')
     what.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-                      help='change values of every config, or arguments of the backbone')
+                      help='change values of every config, or arguments of our backbones')
 
-    peers = parser.add_argument_group('what it is compared with')
+    peers = parser.add_argument_group('what to compare with')
     peers.add_argument('--peers', action='store_true',
                        help='add timm\'s port of each m0 to m5, with the same weights, and '
                        'torchvision\'s ResNet-50 and MobileNetV3-Large')
-    peers.add_argument('--peer-forms', nargs='+', choices=('eager', 'compiled'), metavar='FORM',
-                       default=['eager'], help='forms of timm\'s and torchvision\'s models: eager, '
-                       'compiled (eager)')
+    peers.add_argument('--peer-forms', nargs='+', choices=_PEER_FORMS, metavar='FORM',
+                       default=['eager'], help='forms of the models of timm and torchvision: '
+                       'eager, fused (inference: timm\'s reparameterize_model, for timm only), '
+                       'compiled (default: eager)')
     peers.add_argument('--reference', metavar='NAME',
-                       help='row, or model, that ratios are relative to (timm\'s port of the same '
-                       'variant in eager fp32 where there is one, else the first row)')
+                       help='row or model that ratios are relative to (default: timm\'s port of '
+                       'the same backbone in eager fp32 if there is one, else the first row)')
 
-    how = parser.add_argument_group('how')
-    how.add_argument('--shape', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
-                     help='size of the images (512 512)')
-    how.add_argument('--shapes', nargs='+', type=_size, metavar='HxW',
-                     help='several sizes, such as 256x256 800x1344: a table for each')
-    how.add_argument('--batch', type=int, default=1, help='images at once (1)')
-    how.add_argument('--repeats', type=int, default=30, help='runs that count (30)')
-    how.add_argument('--threads', type=int, metavar='N', help='CPU threads (as torch chooses)')
+    how = parser.add_argument_group('how to measure')
+    sizes = how.add_mutually_exclusive_group()
+    sizes.add_argument('--shape', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+                       help='size of the images (default: 512 512)')
+    sizes.add_argument('--shapes', nargs='+', type=_size, metavar='HxW',
+                       help='several sizes, such as 256x256 800x1344; each gives a table')
+    how.add_argument('--batch', type=int, default=1, help='images per run (default: 1)')
+    how.add_argument('--repeats', type=int, default=30, help='timed runs of each row (default: 30)')
+    how.add_argument('--threads', type=int, metavar='N',
+                     help='CPU threads (default: torch\'s choice)')
     how.add_argument('--system-malloc', action='store_true',
-                     help='leave malloc as the system has it, in which a CPU pays for new pages at '
-                     'every run; without it all models run as in tools/train.py and tools/test.py '
-                     '--fast, which keep freed memory')
-    how.add_argument('--device', default='cpu', help='as torch names it (cpu)')
-    how.add_argument('--seed', type=int, default=0, help='seed of weights, images, turns (0)')
-    how.add_argument('--json', type=Path, metavar='FILE', help='write all figures there too')
+                     help='keep the default settings of malloc, with which a CPU pays for new '
+                     'pages in each run; without this flag freed memory is kept, as in '
+                     'tools/train.py and tools/test.py --fast')
+    how.add_argument('--device', default='cpu', help='device as torch names it (default: cpu)')
+    how.add_argument('--seed', type=int, default=0,
+                     help='seed of weights, images and the order of runs (default: 0)')
+    how.add_argument('--json', type=Path, metavar='FILE', help='write all results to FILE')
     how.add_argument('--plot', type=Path, metavar='FILE.png',
-                     help='draw ratios; with --shapes, time and memory over pixels')
-    return parser
+                     help='draw ratios, or time and memory over pixels for several sizes')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print a table for each image size as soon as it is done.
+
+    Raises:
+        UserError: If an argument can't be used, or, after all tables, if a row failed; rows that
+            ``--peers`` added may fail.
+    """
+    from ..benchmark import benchmark
+    from ..errors import UserError
+
+    shapes = args.shapes or [tuple(args.shape or (512, 512))]
+    rows = benchmark(
+        args.models, mode=args.mode, forms=args.forms, dtypes=args.dtype, layouts=args.layouts,
+        cuda_graphs=args.cuda_graphs, with_neck=args.with_neck, until=args.until,
+        variants=args.variant or (), options=args.cfg_options, peers=args.peers,
+        peer_forms=args.peer_forms, reference=args.reference, shapes=shapes, batch=args.batch,
+        repeats=args.repeats, threads=args.threads, system_malloc=args.system_malloc,
+        device=args.device, seed=args.seed, json=args.json, plot=args.plot, report=print)
+    failed = [row for row in rows if row.failure and not (args.peers and row.peer)]
+    if failed:
+        raise UserError(f'{len(failed)} of {len(rows)} rows failed, the first is {failed[0]}: '
+                        f'{failed[0].failure}')
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Figures are drawn without touching the style of the program around them."""
+"""Figures have their own style, and leave matplotlib's settings as they are."""
 
 import matplotlib
 import pytest
@@ -7,7 +7,7 @@ from evit_mm.benchmark.figures import HALF_PAGE, PALETTE, drawing
 from evit_mm.errors import UserError
 
 
-def test_a_figure_is_written_and_leaves_no_state(tmp_path):
+def test_drawing_leaves_no_state(tmp_path):
     path, before = tmp_path / 'new' / 'figure.png', dict(matplotlib.rcParams)
     with drawing(path, height=2) as figure:
         axes = figure.subplots()
@@ -26,7 +26,7 @@ def test_an_error_while_drawing_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['file/figure.png', 'figure.unheard'])
-def test_what_cannot_be_written_is_told(tmp_path, name):
+def test_failed_writes_are_reported(tmp_path, name):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match="can't write"), drawing(tmp_path / name):
         pass

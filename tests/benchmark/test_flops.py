@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters, reckoned by hand."""
+"""Multiply-adds and parameters against numbers computed by hand."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from torch import nn
 from evit_mm.benchmark.flops import count_macs, count_parameters
 
 
-def test_steps_are_counted_apart():
-    work = {'one': nn.Conv2d(3, 8, 3, padding=1), 'two': nn.Conv2d(8, 4, 1),
-            'three': lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2)}
+def test_steps_are_counted_separately():
+    steps = {'one': nn.Conv2d(3, 8, 3, padding=1), 'two': nn.Conv2d(8, 4, 1),
+             'three': lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2)}
     with torch.inference_mode():
-        macs = count_macs(work, torch.zeros(2, 3, 10, 12))
+        macs = count_macs(steps, torch.zeros(2, 3, 10, 12))
     assert macs == {'one': 2 * 120 * 216, 'two': 2 * 120 * 32, 'three': 2 * 120 * 16}
 
 
@@ -22,7 +22,7 @@ def test_steps_are_counted_apart():
     (nn.ConvTranspose2d(8, 4, 2, stride=2), 8 * 4 * 4),
 ])
 def test_backward_costs_two_forwards(layer, per_pixel):
-    """One for the input's gradient, one for the weight's, also of depthwise convolutions."""
+    """One for the gradient of the input, one for that of the weight, also if depthwise."""
     image = torch.zeros(2, 8, 5, 6)
     steps = {'forward': layer, 'backward': lambda y: y.sum().backward()}
     forward = 60 * per_pixel

@@ -1,4 +1,4 @@
-"""Device, threads and seed are set, or refused in a sentence."""
+"""Device, threads and seed are set, or rejected in a sentence."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from evit_mm.benchmark.machine import describe, use
 from evit_mm.errors import UserError
 
 
-def test_a_machine_is_set_up_and_described():
+def test_threads_and_seed_are_set():
     before = torch.get_num_threads()
     try:
         device = use('cpu', threads=1, seed=3)
@@ -20,7 +20,7 @@ def test_a_machine_is_set_up_and_described():
         torch.set_num_threads(before)
 
 
-def test_what_is_not_there_is_told():
+def test_invalid_devices_and_threads_are_rejected():
     with pytest.raises(UserError, match='--device quantum'):
         use('quantum')
     with pytest.raises(UserError, match='--threads must be positive, got 0'):

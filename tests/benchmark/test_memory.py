@@ -1,4 +1,4 @@
-"""Peaks and what is saved, reckoned by hand."""
+"""Peak and saved memory against numbers computed by hand."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from evit_mm.benchmark.memory import peak_bytes, saved_bytes
 
 CPU = torch.device('cpu')
-SIZE = 1 << 20  # large beside the scalars that torch makes on the way
+SIZE = 1 << 20  # large compared with the scalars that torch allocates
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def ones():
     return torch.ones(SIZE // 4)
 
 
-def test_the_peak_is_what_lives_at_once(ones):
+def test_the_peak_is_the_sum_of_live_tensors(ones):
     def chain():
         first = ones * ones
         second = first * ones
@@ -31,19 +31,19 @@ def test_the_peak_is_what_lives_at_once(ones):
     assert peak_bytes(lambda: ones.view(2, -1)[0], CPU) == 0
 
 
-def test_memory_of_before_does_not_count(ones):
+def test_memory_from_before_does_not_count(ones):
     held = []
 
     def swap():
-        held.pop()  # given back before anything is taken
+        held.pop()  # freed before anything is allocated
         return ones * ones
 
-    # Taken under the profiler, which otherwise would not know its size when it is given back.
+    # Allocated under the profiler, which would not know its size otherwise when it is freed.
     assert peak_bytes(lambda: held.append(ones * ones), CPU) == SIZE
     assert peak_bytes(swap, CPU) == SIZE
 
 
-def test_saved_storages_count_once_and_weights_not():
+def test_storages_count_once_and_weights_do_not_count():
     image = torch.zeros(1, 3, 10, 12)
     conv = nn.Conv2d(3, 8, 3, padding=1)
     last = nn.Conv2d(8, 8, 1)
@@ -57,7 +57,7 @@ def test_saved_storages_count_once_and_weights_not():
 
 
 def test_frozen_norms_save_their_input_and_folded_ones_do_not():
-    """What training with folded BN saves, in small."""
+    """The reason for training with folded BN, in a single layer."""
     conv, norm = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8).eval()
     image = torch.zeros(1, 3, 50, 40)
     plain = saved_bytes(lambda: norm(conv(image)), [conv, norm])

@@ -1,4 +1,4 @@
-"""Every name builds what it says, or ends in a sentence."""
+"""Each name builds its model, or raises an error in one sentence."""
 
 import sys
 import warnings
@@ -7,55 +7,54 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from evit_mm.benchmark.model_factory import build_subject, load_weights, short_names, split_form
+from evit_mm.benchmark.model_factory import build_model, load_weights, short_names, split_form
 from evit_mm.errors import CheckpointError, UserError
 from evit_mm.models import EfficientViT
 
 
 def maps_of(name, **options):
-    model = build_subject(name, **options)
+    model = build_model(name, **options)
     assert not model.training
     with torch.no_grad():
         return [tuple(x.shape[1:]) for x in model(torch.zeros(1, 3, 64, 128))]
 
 
 def test_backbones_by_name():
-    backbone = build_subject('M1', options=dict(out_indices=(0, 2), window_sizes=8))
+    backbone = build_model('M1', options=dict(out_indices=(0, 2), window_sizes=8))
     assert isinstance(backbone, EfficientViT) and backbone.arch_name == 'm1'
     assert maps_of('m1', options=dict(out_indices=(0, 2))) == [(128, 4, 8), (192, 1, 2)]
 
 
-def test_maps_of_torchvisions_models():
+def test_feature_maps_of_torchvision():
     """Strides 4 to 32; MobileNetV3's are the last ones of each stride."""
     sizes = [(16, 32), (8, 16), (4, 8), (2, 4)]
     for name, channels in {'resnet50': (256, 512, 1024, 2048),
                            'mobilenet_v3_large': (24, 40, 112, 960)}.items():
-        wanted = [(count, *size) for count, size in zip(channels, sizes, strict=True)]
-        assert maps_of(f'torchvision://{name}', features_only=True) == wanted
+        expected = [(count, *size) for count, size in zip(channels, sizes, strict=True)]
+        assert maps_of(f'torchvision://{name}', features_only=True) == expected
     with torch.no_grad():
-        logits = build_subject('torchvision://mobilenet_v3_large')(torch.zeros(1, 3, 64, 64))
+        logits = build_model('torchvision://mobilenet_v3_large')(torch.zeros(1, 3, 64, 64))
     assert logits.shape == (1, 1000)
 
 
-def test_timms_models():
+def test_timm_models():
     pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     assert maps_of('timm://efficientvit_m0', features_only=True) \
         == [(64, 4, 8), (128, 2, 4), (192, 1, 2)]
-    larger = build_subject('timm://efficientvit_m0', options=dict(img_size=448))
+    larger = build_model('timm://efficientvit_m0', options=dict(img_size=448))
     windows = {table.shape[1] for name, table in larger.named_parameters()
                if name.endswith('attention_biases')}
     assert windows == {49}
 
 
-def test_configs_build_whole_models_without_fetching(repository):
+def test_configs_build_whole_models_without_pretrained_weights(repository):
     config = repository / 'configs' / 'retinanet_evit_m0_coco.py'
-    model = build_subject(str(config), options={'model.bbox_head.num_classes': 3})
+    model = build_model(str(config), options={'model.bbox_head.num_classes': 3})
     assert not model.training and model.bbox_head.num_classes == 3
     assert model.backbone.init_cfg is None
 
 
-def test_what_mmseg_says_of_itself_is_not_repeated(repository, monkeypatch):
-    """And nothing else is kept back."""
+def test_only_mmsegs_own_warnings_are_ignored(repository, monkeypatch):
     build = MODELS.build
 
     def warns(config):
@@ -63,57 +62,57 @@ def test_what_mmseg_says_of_itself_is_not_repeated(repository, monkeypatch):
         return build(config)
 
     monkeypatch.setattr(MODELS, 'build', warns)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        build_subject(str(repository / 'configs' / 'upernet_evit_m0_ade20k.py'))
-    assert {str(one.message) for one in said if one.category is UserWarning
+        build_model(str(repository / 'configs' / 'upernet_evit_m0_ade20k.py'))
+    assert {str(one.message) for one in caught if one.category is UserWarning
             and ('mmseg' in one.filename or one.filename == __file__)} == {'Of this part.'}
 
 
-def test_mistakes_are_told(repository, tmp_path):
+def test_mistakes_are_reported(repository, tmp_path):
     config = str(repository / 'configs' / 'retinanet_evit_m0_coco.py')
     no_model = str(repository / 'configs' / '_base_' / 'ade20k.py')
     for match, name, options in [
-        ('there is no model \'m9\': name one of m0 to m5', 'm9', {}),
+        ('no such model: m9; choose m0 to m5', 'm9', {}),
         ('no such config', str(tmp_path / 'absent.py'), {}),
         ('has no model', no_model, {}),
-        ('takes no such argument.*colour', 'm0', {'colour': 1}),
+        ('has no such argument.*colour', 'm0', {'colour': 1}),
         ('window_sizes', 'm0', {'window_sizes': -1}),
-        ('there is no model torchvision://vgg', 'torchvision://vgg', {}),
+        ('no such model: torchvision://vgg', 'torchvision://vgg', {}),
         ('can\'t be built.*colour', 'torchvision://resnet50', {'colour': 1}),
         ('can\'t be built', config, {'model.backbone.type': 'Nothing'}),
     ]:
         with pytest.raises(UserError, match=match):
-            build_subject(name, options=options)
+            build_model(name, options=options)
 
 
-def test_mistakes_with_timm_are_told(monkeypatch):
+def test_mistakes_with_timm_are_reported(monkeypatch):
     pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     with pytest.raises(UserError, match='has no model \'efficientvit_m9\''):
-        build_subject('timm://efficientvit_m9')
+        build_model('timm://efficientvit_m9')
     with pytest.raises(UserError, match='can\'t be built.*colour'):
-        build_subject('timm://efficientvit_m0', options={'colour': 1})
+        build_model('timm://efficientvit_m0', options={'colour': 1})
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(UserError, match='needs timm, which is not installed'):
-        build_subject('timm://efficientvit_m0')
+        build_model('timm://efficientvit_m0')
 
 
-def test_weights_that_cant_be_had_are_told(monkeypatch):
+def test_weights_that_cant_be_downloaded_are_reported(monkeypatch):
     import torchvision
 
     def offline(**_):
         raise OSError('no route to host')
 
     monkeypatch.setattr(torchvision.models, 'resnet50', offline)
-    with pytest.raises(UserError, match='weights of torchvision://resnet50 can\'t be had.*route'):
-        build_subject('torchvision://resnet50', pretrained=True)
+    with pytest.raises(UserError, match='torchvision://resnet50 can\'t be loaded.*route'):
+        build_model('torchvision://resnet50', pretrained=True)
 
 
 def test_forms():
     assert split_form('m4') == ('m4', 'plain') and split_form('m4:deploy') == ('m4', 'deploy')
     assert split_form('timm://deit') == ('timm://deit', 'plain')
     assert split_form('timm://efficientvit_m4:plain') == ('timm://efficientvit_m4', 'plain')
-    with pytest.raises(UserError, match="'fused' is no form"):
+    with pytest.raises(UserError, match="'fused' is not a form"):
         split_form('m4:fused')
 
 
@@ -125,20 +124,20 @@ def test_equal_labels_become_full_names():
     assert short_names(swins[:1]) == ['swin_base']
 
 
-def test_a_config_that_lacks_a_part_is_told(tmp_path):
+def test_configs_without_a_part_are_reported(tmp_path):
     config = tmp_path / 'headless.py'
     config.write_text("default_scope = 'mmdet'\nmodel = dict(type='SingleStageDetector', "
                       "backbone=dict(type='EfficientViT'))\n")
     with pytest.raises(UserError, match='headless.py can\'t be built'):
-        build_subject(str(config))
+        build_model(str(config))
 
 
-def test_a_classifiers_checkpoint_must_fit(tmp_path):
+def test_checkpoints_of_classifiers_must_fit(tmp_path):
     pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     name = 'timm://deit_tiny_patch16_224'
 
     def classifier(num_classes):
-        return build_subject(name, options=dict(depth=1, num_classes=num_classes))
+        return build_model(name, options=dict(depth=1, num_classes=num_classes))
 
     trained, fresh, path = classifier(4), classifier(4), str(tmp_path / 'x.pth')
     torch.save({'model': trained.state_dict()}, path)

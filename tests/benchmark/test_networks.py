@@ -1,10 +1,12 @@
-"""What is measured is what was named, and peers have our weights."""
+"""Networks have the parts and weights that they should have."""
+
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from evit_mm.benchmark.networks import build_networks, randomise
+from evit_mm.benchmark.networks import build_networks, randomize
 from evit_mm.errors import UserError
 
 
@@ -21,7 +23,7 @@ def largest_error(actual, expected):
                for a, e in zip(actual, expected, strict=True))
 
 
-def test_timms_port_computes_the_same():
+def test_timms_port_has_our_weights():
     pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     ours, theirs, others = build_networks(
         ['m0', 'timm://efficientvit_m0', 'timm://efficientvit_m0?img_size=224'], with_neck=True)
@@ -35,7 +37,7 @@ def test_timms_port_computes_the_same():
     assert largest_error(outputs_of(others, image), expected) > 1e-3
 
 
-def test_nothing_is_degenerate():
+def test_weights_are_not_degenerate():
     network, = build_networks(['m0'])
     for name, parameter in network.model.named_parameters():
         if name.endswith(('norm.weight', 'attention_biases')):
@@ -47,17 +49,17 @@ def test_nothing_is_degenerate():
     assert all(0.1 < x.std() < 10 for x in maps)
 
 
-def test_silent_channels_are_not_amplified():
+def test_channels_without_variance_are_not_amplified():
     model = nn.ModuleDict({'backbone': nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))})
     with torch.no_grad():
         model['backbone'][0].weight[0] = 0
-    randomise(model, 0)
+    randomize(model, 0)
     norm = model['backbone'][1]
     assert norm.running_var[0] >= 0.09 * norm.running_var.mean()
     assert not norm.training and norm.momentum == 0.1
 
 
-def test_seeds_make_weights():
+def test_the_seed_sets_the_weights(small_statistics):
     first, again, other = (build_networks(['m0'], seed=seed)[0].model.state_dict()
                            for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -65,7 +67,7 @@ def test_seeds_make_weights():
                            other['backbone.stem.0.conv.weight'])
 
 
-def test_necks_begin_at_stride_8():
+def test_necks_start_at_stride_8(small_statistics):
     networks = build_networks(['torchvision://resnet50', 'torchvision://mobilenet_v3_large'],
                               with_neck=True)
     for network in networks:
@@ -73,7 +75,7 @@ def test_necks_begin_at_stride_8():
         assert [x.shape[1:] for x in maps] == [(256, side, side) for side in (16, 8, 4, 2, 1)]
 
 
-def test_parts_of_configs(repository):
+def test_parts_of_configs(repository, small_statistics):
     configs = repository / 'configs'
     one_stage = str(configs / 'retinanet_evit_m0_coco.py')
     two_stages = str(configs / 'mask_rcnn_evit_m0_coco.py')
@@ -88,29 +90,29 @@ def test_parts_of_configs(repository):
         == [['backbone']] * 2
 
 
-def test_peers_that_cant_be_built_are_listed(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'timm', None)
+def test_peers_that_cant_be_built_have_the_reason(monkeypatch, small_statistics):
+    monkeypatch.setitem(sys.modules, 'timm', None)
     networks = build_networks(['m0'], peers=True)
     assert [network.name for network in networks] == [
         'm0', 'timm://efficientvit_m0', 'torchvision://resnet50',
         'torchvision://mobilenet_v3_large']
     assert networks[1].model is None and 'needs timm' in networks[1].failure
-    with pytest.raises(UserError, match='needs timm'):  # named, and not merely added
+    with pytest.raises(UserError, match='needs timm'):  # named explicitly
         build_networks(['m0', 'timm://efficientvit_m0'])
 
 
-def test_mistakes_are_told(repository):
+def test_mistakes_are_reported(repository, small_statistics):
     config = str(repository / 'configs' / 'upernet_evit_m0_ade20k.py')
     two_stages = str(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py')
     for match, subjects, options in [
-        ('varies one model', ['m0', 'm1'], dict(variants=[('x', {})])),
-        ('does not vary', ['torchvision://resnet50'], dict(variants=[('x', {'a': 1})])),
+        ('needs a single model', ['m0', 'm1'], dict(variants=[('x', {})])),
+        ('--variant can\'t change', ['torchvision://resnet50'], dict(variants=[('x', {'a': 1})])),
         ('pass one of them', ['m0'], dict(with_neck=True, until='neck')),
         ('is a config', [config], dict(with_neck=True)),
         ('is a backbone', ['m0'], dict(until='neck')),
         ('has only backbone, decode_head', [config], dict(until='neck')),
         ('second stage', [two_stages], {}),
-        ('--peers go with backbones', [config], dict(peers=True)),
+        ('--peers needs a backbone', [config], dict(peers=True)),
         ('KEY=VALUE pairs', ['timm://efficientvit_m0?448'], {}),
     ]:
         with pytest.raises(UserError, match=match):

@@ -1,10 +1,10 @@
-"""Tables, references and files of rows made by hand."""
+"""Tables, references and files for made-up rows."""
 
 import json
 
 import pytest
 
-from evit_mm.benchmark.forms import FORMS, Form
+from evit_mm.benchmark.forms import DTYPES, FORMS, LAYOUTS, PEER_FORMS, Form
 from evit_mm.benchmark.measure import Rate, Row
 from evit_mm.benchmark.plot import plot
 from evit_mm.benchmark.report import (
@@ -16,16 +16,16 @@ from evit_mm.benchmark.report import (
     write_json,
 )
 from evit_mm.benchmark.roofline import Convolution
-from evit_mm.benchmark.timing import Turns
-from evit_mm.cli.benchmark import _DTYPES, _FORMS, _LAYOUTS
+from evit_mm.benchmark.timing import Timings
+from evit_mm.cli.benchmark import _DTYPES, _FORMS, _LAYOUTS, _MODES, _PEER_FORMS
 from evit_mm.errors import UserError
 
 
 def row(model, form='eager', dtype='fp32', times=(10.0, 20.0, 40.0), *, arch=None, shape=(64, 96),
         failure=None, **more):
-    return Row(model, Form(form, dtype), shape, arch, turns=Turns({'backbone': list(times)},
-                                                                 failure),
-               params={'backbone': 2_000_000}, macs={'backbone': 3_000_000_000}, **more)
+    return Row(model, Form(form, dtype), shape, arch,
+               timings=Timings({'backbone': list(times)}, failure), params={'backbone': 2_000_000},
+               macs={'backbone': 3_000_000_000}, **more)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_ratios_are_to_timm_of_the_same_variant(rows):
     assert ratio(rows[1], rows[:4]) == 0.25  # no timm in eager float32: to the first row
     assert ratio(rows[1], rows, 'm0') == 0.25 and ratio(rows[2], rows, 'm0 deploy fp32') == 12
     assert ratio(rows[0], rows, 'm0 compiled fp32') is None
-    with pytest.raises(UserError, match='there is no such row; the rows are m0 eager fp32, m0 dep'):
+    with pytest.raises(UserError, match='m7: no such row; the rows are m0 eager fp32, m0 dep'):
         reference_of(rows[0], rows, 'm7')
 
 
@@ -69,7 +69,7 @@ def test_the_table(rows):
 def test_parts():
     one = row('config')
     assert format_parts([one]) == ''
-    one.turns = Turns({'backbone': [1, 3, 2], 'neck': [4, 4, 4]})
+    one.timings = Timings({'backbone': [1, 3, 2], 'neck': [4, 4, 4]})
     one.params, one.macs = {'backbone': 10**6, 'neck': 2 * 10**6}, {'backbone': 10**9,
                                                                     'neck': 4 * 10**9}
     cells = [[cell.strip() for cell in line.strip('|').split('|')][2:]
@@ -99,8 +99,9 @@ def test_files(rows, tmp_path):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ('bars.png', 'lines.png'))
 
 
-def test_the_flags_offer_what_there_is():
-    """The command line spells them out, to be quick to start."""
-    from evit_mm.benchmark.forms import DTYPES, LAYOUTS
+def test_the_flags_have_all_choices():
+    """The command line has copies of them, because the import is slow."""
+    assert set(_MODES) == set(FORMS) == set(PEER_FORMS)
     assert set(_FORMS) == {form for names in FORMS.values() for form in names}
+    assert set(_PEER_FORMS) == {form for names in PEER_FORMS.values() for form in names}
     assert set(_DTYPES) == set(DTYPES) and set(_LAYOUTS) == set(LAYOUTS)

@@ -14,12 +14,12 @@ def test_columns_line_up():
         '| a\\|b        |      |')
 
 
-def test_sides_can_be_chosen():
+def test_alignment_can_be_chosen():
     assert format_table(['a', 'b'], [['x', 'y']], align='rl').splitlines()[1:] == [
         '| --: | --- |', '|   x | y   |']
 
 
-def test_ragged_rows_are_refused():
+def test_rows_of_different_lengths_are_rejected():
     with pytest.raises(ValueError, match='columns'):
         format_table(['a', 'b'], [['x']])
     with pytest.raises(ValueError, match='letters'):
