@@ -24,9 +24,9 @@ from tqdm import tqdm
 from ..benchmark import machine
 from ..benchmark.figures import PALETTE, drawing
 from ..benchmark.flops import count_macs, count_parameters
-from ..benchmark.model_factory import build_subject
+from ..benchmark.model_factory import build_model
 from ..benchmark.tables import format_table
-from ..benchmark.timing import Stopwatch, Work, quartiles, take_turns
+from ..benchmark.timing import Steps, Stopwatch, quartiles, take_turns
 from ..engine.config import load_config
 from ..errors import UserError
 from ..models import EfficientViT
@@ -252,7 +252,7 @@ def _race(steps: Mapping[str, Step], reference: Step, conditions: _Conditions, *
     """Measure the speed of steps relative to the reference, by their names."""
     racers = {_REFERENCE: reference, **steps}
 
-    def work(step: Step) -> Work:
+    def work(step: Step) -> Steps:
         return {'step': lambda _: step()}
 
     turns = take_turns(
@@ -330,7 +330,7 @@ def train_one_step(path: Path, images: Tensor) -> float:
         UserError: If the model can't be trained.
     """
     config = load_config(path)
-    model = (build_subject(str(path)) if config.get('model')
+    model = (build_model(str(path)) if config.get('model')
              else EfficientViT(config.get('arch'), norm_eval=True))
     step = Step(model.to(images.device), images, train=True)
     with translate_run_errors(str(path), images, train=True):

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from ..arch import ARCHS
 from ..benchmark import machine
 from ..benchmark.figures import PALETTE, drawing, legend_columns
-from ..benchmark.model_factory import TIMM, build_subject, is_config, load_weights, short_names
+from ..benchmark.model_factory import TIMM, build_model, is_config, load_weights, short_names
 from ..benchmark.tables import format_table
-from ..benchmark.timing import OUT_OF_MEMORY, reason
+from ..benchmark.timing import OUT_OF_MEMORY, failure_reason
 from ..engine.config import leaf_datasets, load_config, set_data_root
 from ..engine.preflight import built_dataset, check_files
 from ..errors import ConfigError, UserError
@@ -285,7 +285,7 @@ def _analyze(name: str, settings: _Settings, paths: Sequence[Path], device: torc
     except UserError:
         raise
     except Exception as error:  # models of other packages, at sizes that they don't support
-        cause = reason(error)
+        cause = failure_reason(error)
         if cause == OUT_OF_MEMORY:
             raise UserError(f'{device} has too little memory for {settings.batch} images of '
                             f'{height}x{width} at once: pass a smaller --batch') from error
@@ -311,7 +311,7 @@ def _build_model(name: str, settings: _Settings) -> tuple[nn.Module, str]:
     options, checkpoint = dict(settings.cfg_options), settings.checkpoint
     if name.lower() in ARCHS and checkpoint:
         options['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
-    model = build_subject(name, pretrained=settings.pretrained, options=options)
+    model = build_model(name, pretrained=settings.pretrained, options=options)
     if not checkpoint:
         return model, 'published' if settings.pretrained else f'random, seed {settings.seed}'
     if name.lower() not in ARCHS:

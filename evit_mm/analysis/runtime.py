@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from ..benchmark import machine
 from ..benchmark.figures import HALF_PAGE, PALETTE, drawing
-from ..benchmark.model_factory import TIMM, build_subject, is_config, short_names, split_form
+from ..benchmark.model_factory import TIMM, build_model, is_config, short_names, split_form
 from ..benchmark.tables import format_table
-from ..benchmark.timing import must_work
+from ..benchmark.timing import raise_user_errors
 from ..deployment import deploy
 from ..errors import ConfigError, UserError
 from ..ops.nested import tensors_in
@@ -105,7 +105,7 @@ def random_images(number: int, shape: Sequence[int], device: torch.device) -> Te
         UserError: If the device has too little memory.
     """
     size = 'x'.join(map(str, shape))
-    with must_work(f'can\'t allocate {number} images of {size}', device):
+    with raise_user_errors(f'can\'t allocate {number} images of {size}', device):
         return torch.randn(number, 3, *shape, device=device)
 
 
@@ -121,7 +121,7 @@ def translate_run_errors(name: str, images: Tensor, *, train: bool = False) -> I
     Raises:
         UserError: If the model can't run.
     """
-    with must_work(f'{name} can\'t run on {tuple(images.shape)} in '
+    with raise_user_errors(f'{name} can\'t run on {tuple(images.shape)} in '
                    f'{"training" if train else "inference"}', images.device):
         yield
 
@@ -238,7 +238,7 @@ def build_step(name: str, images: Tensor, *, train: bool = False, fused_attentio
     """Build a model and a step that runs it.
 
     Args:
-        name: A name that `build_subject` accepts, optionally with a form after a colon.
+        name: A name that `build_model` accepts, optionally with a form after a colon.
         images: (B, 3, H, W) on the device to run on.
         train: Whether to train.
         fused_attention: Let timm's models compute attention in one operation if they can.
@@ -266,15 +266,15 @@ def build_step(name: str, images: Tensor, *, train: bool = False, fused_attentio
 def _build_model(name: str, size: Sequence[int], options: Mapping[str, Any]) -> nn.Module:
     if not name.startswith(TIMM):
         takes_options = is_config(name) or '://' not in name
-        return build_subject(name, options=options if takes_options else None)
+        return build_model(name, options=options if takes_options else None)
     # timm's transformers are built for one size, 224 by default; its convolutional networks take
     # any size and have no such argument.
     try:
-        return build_subject(name, options={'img_size': tuple(size)})
+        return build_model(name, options={'img_size': tuple(size)})
     except ConfigError as error:
         if not isinstance(error.__cause__, TypeError):
             raise
-        return build_subject(name)
+        return build_model(name)
 
 
 def summarize(profile: Profile) -> dict[str, Any]:

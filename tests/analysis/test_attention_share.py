@@ -14,7 +14,7 @@ from evit_mm.analysis.attention_share import (
     write_member,
 )
 from evit_mm.analysis.matching import Match, match_speed
-from evit_mm.benchmark.timing import Turns
+from evit_mm.benchmark.timing import Timings
 from evit_mm.errors import ConfigError, UserError
 from evit_mm.models import EfficientViT
 
@@ -28,7 +28,7 @@ def clock(monkeypatch):
         timed.append((repeats, list(works)[1:]))
         macs = {name: float(attention_share.count_macs(work, None)['step'])
                 for name, work in works.items()}
-        return {name: Turns({'step': [time] * repeats}) for name, time in macs.items()}
+        return {name: Timings({'step': [time] * repeats}) for name, time in macs.items()}
 
     monkeypatch.setattr(attention_share, 'take_turns', take_turns)
     return timed

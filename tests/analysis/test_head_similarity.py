@@ -21,7 +21,7 @@ from evit_mm.analysis.images import (
 )
 from evit_mm.arch import ARCHS
 from evit_mm.benchmark import figures
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.errors import UserError
 from evit_mm.models import EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
@@ -341,7 +341,7 @@ def test_blocks_with_one_head_are_left_out_of_means(tmp_path, images, capsys):
 
 
 def test_detector_with_its_checkpoint(tmp_path, images, small_detector, randomised):
-    detector = build_subject(str(small_detector))
+    detector = build_model(str(small_detector))
     randomised(detector.backbone)
     torch.save({'state_dict': detector.state_dict()}, tmp_path / 'detector.pth')
     torch.save(detector.backbone.state_dict(), tmp_path / 'backbone.pth')

@@ -14,7 +14,7 @@ from evit_mm.analysis.members import (
     count_layers,
 )
 from evit_mm.arch import ARCHS
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.errors import UserError
 from evit_mm.models import EfficientViT
 from evit_mm.models.attention import CascadedGroupAttention
@@ -67,7 +67,7 @@ def test_member_of_half_attention_is_deit():
     member = build_member('deit', 0.5, (64, 96))
     assert isinstance(member, DeiTMember) and member.base == (192, 64, 768)
     ours = member.build(member.base).eval()
-    theirs = build_subject('timm://deit_tiny_patch16_224', options={'img_size': (64, 96)})
+    theirs = build_model('timm://deit_tiny_patch16_224', options={'img_size': (64, 96)})
     for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         own.data.copy_(other.data)
     images = torch.randn(2, 3, 64, 96)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...benchmark import machine
-from ...benchmark.model_factory import TIMM, build_subject, is_config, load_weights
-from ...benchmark.timing import must_work
+from ...benchmark.model_factory import TIMM, build_model, is_config, load_weights
+from ...benchmark.timing import raise_user_errors
 from ...engine.config import load_config, set_data_root
 from ...errors import UserError
 from ...models import EfficientViT
@@ -170,12 +170,12 @@ def analyze_channels(model: str | os.PathLike[str], *,
         Path(images) if images else None, labels, seed)
     options.check()
     torch_device = machine.use(device, threads=threads, seed=seed)
-    with must_work(f'can\'t compute the loss of {model}', torch_device):
+    with raise_user_errors(f'can\'t compute the loss of {model}', torch_device):
         build = _build_classifier if options.is_classifier else _build_detector
         subject = build(options, torch_device)
     sites = find_sites(subject.body)
     height, width = subject.shape
-    with must_work(f'{subject.name} can\'t run on {height}x{width}', torch_device):
+    with raise_user_errors(f'{subject.name} can\'t run on {height}x{width}', torch_device):
         image = torch.zeros(1, 3, height, width, device=torch_device)
         total = total_macs(subject.body, image)
         cost = macs_per_channel(subject.body, sites, image)
@@ -209,7 +209,7 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _build_classifier(options: _Options, device: torch.device) -> _Subject:
-    model = build_subject(options.model, pretrained=options.pretrained)
+    model = build_model(options.model, pretrained=options.pretrained)
     from timm.data import resolve_model_data_config
 
     if options.checkpoint:
@@ -227,7 +227,7 @@ def _build_detector(options: _Options, device: torch.device) -> _Subject:
     config = load_config(options.model, options.cfg_options)
     if options.data_root:
         set_data_root(config, options.data_root)
-    model = build_subject(options.model, pretrained=options.pretrained,
+    model = build_model(options.model, pretrained=options.pretrained,
                           options=options.cfg_options)
     body = getattr(model, 'backbone', None)
     if not isinstance(body, nn.Module):
@@ -323,7 +323,7 @@ def _export(path: Path, config: str, subject: _Subject, sites: list[Site],
 
 def _rank(subject: _Subject, sites: list[Site], kept: Mapping[str, Tensor], bar: tqdm) -> Ranking:
     device = next(subject.body.parameters()).device
-    with must_work(f'can\'t compute the gradients of {subject.name}', device):
+    with raise_user_errors(f'can\'t compute the gradients of {subject.name}', device):
         return rank(sites, kept, subject.source, after_batch=bar.update)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from evit_mm.analysis import channels
 from evit_mm.analysis.channels import analyze_channels, losses
 from evit_mm.analysis.channels.report import share_table, shares
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.data import generate_ade, generate_coco
 from evit_mm.errors import UserError
 
@@ -31,10 +31,10 @@ def data(tmp_path_factory):
 @pytest.fixture
 def detection(small_detector, data, randomised, tmp_path):
     """Arguments of a quick run on a detector whose branches are not zero."""
-    model = randomised(build_subject(str(small_detector)))
+    model = randomised(build_model(str(small_detector)))
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
     return dict(model=small_detector, checkpoint=tmp_path / 'model.pth', data_root=data / 'coco',
-                batches=1, batch_size=2, steps=2, budget=0.8, shape=(64, 64))
+                batches=1, batch_size=2, steps=2, budget=0.75, shape=(64, 64))
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def test_detector(detection, data, tmp_path, capsys, monkeypatch):
     whole = (out / 'channels.json').read_text()
     items = json.loads(whole)['items']
     assert items == dict(results)
-    assert 0.78 < items['result']['share'] <= 0.8
+    assert 0.73 < items['result']['share'] <= 0.75
     assert items['step 2']['macs'] == items['result']['macs']
     assert {entry['kind'] for entry in items['channels'].values()} == {'QK', 'V', 'FFN'}
     assert max(max(entry['importance']) for entry in items['channels'].values()) > 0
@@ -81,7 +81,7 @@ def test_detector(detection, data, tmp_path, capsys, monkeypatch):
             np.asarray(picture.convert('RGB')).reshape(-1, 3), axis=0).tolist()}
     assert {(0, 0x72, 0xB2), (0xE6, 0x9F, 0), (0, 0x9E, 0x73)} <= colours
     assert (0x99, 0x99, 0x99) in colours  # of the legend
-    assert f'{path}: ' in printed and min(build_subject(str(path)).backbone.arch.ffn_ratio) < 2
+    assert f'{path}: ' in printed and min(build_model(str(path)).backbone.arch.ffn_ratio) < 2
 
     count = []
 
@@ -150,7 +150,7 @@ def test_segmentor(repository, data, randomised, tmp_path):
     config.write_text(f'''_base_ = {str(repository / 'configs' / 'upernet_evit_m0_shapes.py')!r}
 model = dict(decode_head=dict(channels=16), auxiliary_head=None)
 ''')
-    model = randomised(build_subject(str(config)))
+    model = randomised(build_model(str(config)))
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
     result = analyze_channels(
         config, checkpoint=tmp_path / 'model.pth', data_root=data / 'ade', batches=1, batch_size=2,

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from evit_mm.analysis.channels.export import suggest_arch, write_suggestion
 from evit_mm.analysis.channels.gates import find_sites, macs_per_channel, total_macs
 from evit_mm.analysis.channels.pruning import Ranking, prune, replay
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.errors import UserError
 from evit_mm.models import ARCHS, EfficientViT
 
@@ -115,7 +115,7 @@ def test_exported_config_trains(repository, tmp_path):
     assert 'Masked value channels are still present' in text
     assert Config.fromfile(path).arch.key_dims == suggestion.arch.key_dims
 
-    detector = build_subject(str(path))
+    detector = build_model(str(path))
     assert total_macs(detector.backbone, torch.zeros(1, 3, 192, 192)) == suggestion.macs
     detector.train()
     optimizer = torch.optim.SGD(detector.backbone.parameters(), lr=0.1)

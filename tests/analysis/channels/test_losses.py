@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.data import generate_coco
 from evit_mm.engine.config import set_data_root
 from evit_mm.errors import ConfigError, UserError
@@ -34,7 +34,7 @@ def config(small_detector, shapes):
 
 @pytest.fixture
 def detector(small_detector):
-    return build_subject(str(small_detector))
+    return build_model(str(small_detector))
 
 
 def values(source):
