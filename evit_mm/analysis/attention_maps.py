@@ -69,7 +69,10 @@ _SOFTMAX_FUNCTIONS = (torch.softmax, Tensor.softmax, F.softmax)
 
 
 class _SoftmaxRecorder(TorchFunctionMode):
-    """Records the output of every softmax while ``outputs`` is a list."""
+    """Records the output of every softmax while ``outputs`` is a list.
+
+    The axis that sums to 1 comes last: some attentions compute keys by queries.
+    """
 
     outputs: list[Tensor] | None = None
 
@@ -77,7 +80,8 @@ class _SoftmaxRecorder(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.outputs is not None and func in _SOFTMAX_FUNCTIONS:
-            self.outputs.append(result)
+            dim = (kwargs or {}).get('dim', args[1] if len(args) > 1 else -1)
+            self.outputs.append(result.movedim(dim, -1))
         return result
 
 
