@@ -1,1 +1,1 @@
-"""What models cost and do: the benchmark, and the paper's three analyses."""
+"""The analyses of the EfficientViT paper (section 2), for any model."""

@@ -1,16 +1,17 @@
-"""What the share of attention layers does to the share of memory-bound time (section 2.1).
+"""Effect of the share of attention layers on the memory-bound share of time (section 2.1).
 
-Members of a family with other shares get the width at which they are as fast as a reference, so
-that they compare at equal speed. Member and reference take turns in every measurement: what the
-machine does besides meets both. In the end all members take turns with it once more: a search
-stops at a measurement that fits, which may have been luck.
+For members of a family with other shares of attention layers, this analysis searches the widths at
+which they are as fast as a reference, so that they are compared at equal speed. In every
+measurement member and reference take turns, so that a busy machine slows both. At the end all
+members are measured once more in turns with the reference, because a search stops at a matching
+measurement, which may have been luck.
 """
 
 import os
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,358 +24,359 @@ from tqdm import tqdm
 from ..benchmark import machine
 from ..benchmark.figures import PALETTE, drawing
 from ..benchmark.flops import count_macs, count_parameters
-from ..benchmark.model_factory import build_subject
+from ..benchmark.model_factory import build_model
 from ..benchmark.tables import format_table
-from ..benchmark.timing import Stopwatch, Work, quartiles, take_turns
+from ..benchmark.timing import Steps, Stopwatch, quartiles, take_turns
 from ..engine.config import load_config
-from ..errors import ConfigError, UserError
+from ..errors import UserError
 from ..models import EfficientViT
+from .arch_file import changed_in_channels, write_arch
 from .matching import Match, Widths, match_speed
-from .members import EfficientViTMember, Member, member_of
+from .members import EfficientViTMember, Member, build_member
 from .results import Results
-from .runtime import Step, average, build_step, must_run, profile_step, random_images, summarise
+from .runtime import (
+    Step,
+    average,
+    build_step,
+    profile_step,
+    random_images,
+    summarize,
+    translate_run_errors,
+)
 
-__all__ = ['analyze_proportion', 'train_a_step', 'write_arch']
+__all__ = ['analyze_attention_share', 'train_one_step', 'write_member']
 
-_CAREFUL = 3  # times the repeats, where a measurement is to be relied on
-_CHECK = (2, 3, 64, 64)  # images on which a config is tried: one alone has no batch statistics
+_CAREFUL_FACTOR = 3  # times as many repeats for measurements that decide
+_CHECK_SHAPE = (2, 3, 64, 64)  # images for trying a config: batch statistics need more than one
 _DEIT = 'timm://deit_tiny_patch16_224'
 _REFERENCE = 'the reference'
 
 
-def analyze_proportion(options: Namespace) -> dict[str, Any]:
-    """Match the members of a family to the reference, profile them, and show what came out.
+@dataclass(frozen=True)
+class _Conditions:
+    """Settings of all measurements of a run.
+
+    Attributes:
+        images: Input of all models, on the device.
+        repeats: Rounds of a quick measurement.
+        tolerance: Accepted difference of a relative speed from 1.
+        seed: Random seed of the order in which models take turns.
+    """
+
+    images: Tensor
+    repeats: int
+    tolerance: float
+    seed: int
+
+
+def analyze_attention_share(
+        family: str = 'm4', *, shares: Sequence[float] = (0, 0.2, 0.27, 0.4, 0.5, 0.6, 1),
+        reference: str | None = None, tolerance: float = 0.02, shape: Sequence[int] = (224, 224),
+        batch: int = 8, repeats: int = 15, config: str | os.PathLike[str] | None = None,
+        out: str | os.PathLike[str] = 'work_dirs/analysis/proportion', overwrite: bool = False,
+        device: str = 'cpu', threads: int | None = None, seed: int = 0
+        ) -> dict[str, dict[str, Any]]:
+    """Compare members of a family at equal speed, print a table, and write the results.
+
+    Writes ``proportion.json``, ``proportion.png`` and, for families of EfficientViT, a file
+    ``arch_share_SHARE.py`` for each member.
 
     Args:
-        options: What the sub-parser ``proportion`` of `evit_mm.cli.analyze` parses.
+        family: ``'m0'`` to ``'m5'``, whose depths and layers per block vary, or ``'deit'``:
+            classifiers with the 24 layers of DeiT-T.
+        shares: Shares of attention layers, 0 to 1; the closest possible with whole layers is used.
+        reference: Model that sets the speed, as in `analyze_runtime`; by default the family's own
+            model, and timm's DeiT-T for ``'deit'``.
+        tolerance: Accepted difference from the reference's speed, as a share.
+        shape: Height and width of the images.
+        batch: Images per step.
+        repeats: Rounds of a measurement; three times as many confirm it.
+        config: A config with an EfficientViT backbone. The files are then whole configs: this one
+            with a member as its backbone.
+        out: Folder of the results; those of an earlier run with the same settings are reused.
+        overwrite: Discard the results of an earlier run.
+        device: Device name, as in torch.
+        threads: Number of CPU threads; torch's default if None.
+        seed: Random seed.
 
     Returns:
-        dict: What was found of each member, by its share as in ``'0.27'``.
+        dict: Results of each member, by its share with two digits, as in ``'0.27'``.
 
     Raises:
-        UserError: If an option, the reference, the config or the device can't be used.
+        UserError: If an argument, the reference, the config or the device can't be used.
     """
-    for flag, number in (('--shape', min(options.shape)), ('--batch', options.batch),
-                         ('--repeats', options.repeats)):
+    for flag, number in (('--shape', min(shape)), ('--batch', batch), ('--repeats', repeats)):
         if number < 1:
             raise UserError(f'{flag} must be positive, got {number}')
-    if not 0 < options.tolerance < 1:
-        raise UserError(f'--tolerance must be between 0 and 1, got {options.tolerance}')
-    if options.config and options.family == 'deit':
-        raise UserError('--config writes configs of our backbone, but --family deit is not ours')
-    size = tuple(options.shape)
-    # Members of the same layers count once; a mistake shows before the work.
+    if not 0 < tolerance < 1:
+        raise UserError(f'--tolerance must be between 0 and 1, got {tolerance}')
+    if config and family == 'deit':
+        raise UserError('--config takes members of EfficientViT, but --family deit has none')
+    size, out = (shape[0], shape[1]), Path(out)
+    # Shares that give the same layers are one member.
     members = {f'{member.layers.share:.2f}': member for member in (
-        member_of(options.family, share, size) for share in sorted(options.shares))}
-    if options.config:
+        build_member(family, share, size) for share in sorted(shares))}
+    if config:  # report a mistake before the work
         for member in members.values():
-            _fitting(options.config, member.describe(member.base))
-    device = machine.use(options.device, threads=options.threads, seed=options.seed)
-    reference_name = options.reference or (_DEIT if options.family == 'deit' else options.family)
-    settings = {
-        'family': options.family, 'reference': reference_name, 'shape': size,
-        'batch': options.batch, 'tolerance': options.tolerance, 'repeats': options.repeats,
-        'config': options.config, 'seed': options.seed, 'device': machine.describe(device),
-        'torch': torch.__version__}
-    results = Results(options.out / 'proportion.json', settings, overwrite=options.overwrite,
-                      wanted=members)
-    images = random_images(options.batch, size, device)
+            changed_in_channels(config, member.describe(member.base))
+    torch_device = machine.use(device, threads=threads, seed=seed)
+    device_name = machine.describe(torch_device)
+    reference = reference or (_DEIT if family == 'deit' else family)
+    results = Results(out / 'proportion.json', {
+        'family': family, 'reference': reference, 'shape': size, 'batch': batch,
+        'tolerance': tolerance, 'repeats': repeats, 'config': config, 'seed': seed,
+        'device': device_name, 'torch': torch.__version__}, overwrite=overwrite, names=members)
+    conditions = _Conditions(random_images(batch, size, torch_device), repeats, tolerance, seed)
     missing = [key for key in members if key not in results]
     if missing:
-        with must_run(reference_name, images):
-            reference = build_step(reference_name, images)
-            reference()
-            reference_macs = _count_macs(reference)
+        reference_step = _build_reference(reference, conditions.images)
+        reference_macs = _count_macs(reference_step)
     for key in tqdm(missing, desc='checking', unit='member', leave=False, disable=None):
-        _check(key, members[key], images, options)
-    written = []
+        _check_member(key, members[key], conditions.images, out, config)
+    paths = [results.path, out / 'proportion.png']
     for key, member in tqdm(members.items(), unit='member', leave=False, disable=None):
         if key in missing:
-            tries = _Tries(key, member, reference, results, options)
-            match = match_speed(member.ladder(), member.units, tries.speed, tries.cost,
-                                reference_macs, tolerance=options.tolerance)
-            results.add(key, tries.finding(match))
+            search = _Search(key, member, reference_step, results, conditions)
+            match = match_speed(member.ladder(), member.units, search.speed, search.cost,
+                                reference_macs, tolerance=tolerance)
+            results.add(key, search.result(match))
         if isinstance(member, EfficientViTMember):
-            path = options.out / f'arch_share_{key}.py'
-            write_arch(path, results[key], f'as fast as {reference_name}', options.config)
-            written.append(path)
-            if not results[key].get('trains'):  # an earlier run may have failed here
-                train_a_step(path, torch.randn(_CHECK, device=device))
+            path = out / f'arch_share_{key}.py'
+            write_member(path, results[key], f'as fast as {reference}', config)
+            paths.append(path)
+            if not results[key].get('trains'):  # not yet checked, or failed in an earlier run
+                train_one_step(path, torch.randn(_CHECK_SHAPE, device=torch_device))
                 results.add(key, {**results[key], 'trains': True})
-    _repeat(members, results, reference_name, images, options)
-    found = {key: results[key] for key in members}
-    print(f'as fast as {reference_name} to {options.tolerance:.1%}, inference of {options.batch} x '
-          f'3 x {size[0]} x {size[1]}, {settings["device"]}')
-    print(_table(found))
-    print(_notes(found))
-    _draw(options.out / 'proportion.png', found)
-    paths = [str(path) for path in (results.path, options.out / 'proportion.png', *written)]
-    print(f'written: {", ".join(paths[:-1])} and {paths[-1]}')
-    return found
+    _repeat(members, results, reference, conditions)
+    items = {key: results[key] for key in members}
+    print(f'as fast as {reference} to {tolerance:.1%}, inference of {batch} x 3 x {size[0]} x '
+          f'{size[1]}, {device_name}')
+    print(_table(items))
+    print(_notes(items))
+    _draw(out / 'proportion.png', items)
+    print(f'written: {", ".join(map(str, paths[:-1]))} and {paths[-1]}')
+    return items
 
 
-def _check(key: str, member: Member, images: Tensor, options: Namespace) -> None:
-    """Fail now if a member can't run, or its config can't be trained: the search takes long."""
-    with must_run(f'the member of share {key}', images):
+def _build_reference(name: str, images: Tensor) -> Step:
+    with translate_run_errors(name, images):
+        step = build_step(name, images)
+        step()
+    return step
+
+
+def _check_member(key: str, member: Member, images: Tensor, out: Path,
+                  config: str | os.PathLike[str] | None) -> None:
+    """Check that a member runs, and that its config trains, before the long search."""
+    with translate_run_errors(f'the member of share {key}', images):
         Step(member.build(member.base).to(images.device), images, train=False)()
-    if not options.config:
+    if not config:
         return
-    # Beside the files to come, so that what they inherit is found from here too.
-    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+    # Next to the final files, so that relative paths of base configs are the same.
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         path = Path(folder) / 'arch.py'
         layers = member.layers
-        write_arch(path, {'share': layers.share, 'attention_layers': layers.attention,
-                          'layers': layers.total, 'built_from': member.describe(member.base)},
-                   'of widths to begin with', options.config)
+        write_member(path, {'share': layers.share, 'attention_layers': layers.attention,
+                            'layers': layers.total, 'built_from': member.describe(member.base)},
+                     'with the widths from which the search starts', config)
         try:
-            train_a_step(path, torch.randn(_CHECK, device=images.device))
+            train_one_step(path, torch.randn(_CHECK_SHAPE, device=images.device))
         except UserError as error:
-            raise UserError(f'--config {options.config} can\'t be trained with the member of share '
-                            f'{key}: {error}') from error
+            raise UserError(f'--config {config} can\'t be trained with the member of share {key}: '
+                            f'{error}') from error
 
 
-class _Tries:
-    """What the search for a member's widths measures.
+class _Search:
+    """Measurements of the search for a member's widths.
 
-    Every measurement is stored at once. A search depends on nothing but its measurements: with
-    those of an interrupted one it gets to where that was.
+    Every measurement is stored at once. A search is determined by its measurements, so an
+    interrupted one reaches the same point again by reading them.
 
     Args:
         key: The member's name among the results.
-        member: Whose widths are searched.
-        reference: What it is compared with.
-        results: Where measurements are, and are stored.
-        options: Of the command line.
+        member: The member.
+        reference: The step that sets the speed.
+        results: Storage of the measurements.
+        conditions: Settings of the measurements.
     """
 
     def __init__(self, key: str, member: Member, reference: Step, results: Results,
-                 options: Namespace) -> None:
+                 conditions: _Conditions) -> None:
         self.key, self.member, self.reference = key, member, reference
-        self.results, self.options = results, options
-        self._tried: dict[tuple[Widths, bool], dict[str, Any]] = {
-            (tuple(found['widths']), found['careful']): found
-            for found in results.partial(key) or []}
+        self.results, self.conditions = results, conditions
+        self._measurements: dict[tuple[Widths, bool], dict[str, Any]] = {
+            (tuple(measurement['widths']), measurement['careful']): measurement
+            for measurement in results.partial(key) or []}
 
     def speed(self, widths: Widths, *, careful: bool) -> float:
-        """How many times as fast as the reference these widths are."""
-        if (widths, careful) not in self._tried:
-            self._tried[widths, careful] = self._measure(widths, careful)
-            self.results.add_partial(self.key, list(self._tried.values()))
-        return float(self._tried[widths, careful]['speed'])
-
-    def _measure(self, widths: Widths, careful: bool) -> dict[str, Any]:
-        step = _step_of(self.member, widths, self.reference.images)
-        speed = _race({self.key: step}, self.reference, self.options, careful=careful,
-                      title=f'share {self.key}, widths {widths}')[self.key]
-        return {'widths': widths, 'careful': careful, **speed}
+        """Return the speed of these widths, relative to the reference."""
+        if (widths, careful) not in self._measurements:
+            step = _build_member_step(self.member, widths, self.conditions)
+            speed = _race({self.key: step}, self.reference, self.conditions, careful=careful,
+                          title=f'share {self.key}, widths {widths}')[self.key]
+            self._measurements[widths, careful] = {'widths': widths, 'careful': careful, **speed}
+            self.results.add_partial(self.key, list(self._measurements.values()))
+        return float(self._measurements[widths, careful]['speed'])
 
     def cost(self, widths: Widths) -> float:
-        """Multiply-adds of all images."""
-        with torch.device('meta'):  # they can be counted without doing them
-            return _count_macs(Step(self.member.build(widths), self.reference.images.to('meta'),
+        """Return the multiply-adds of all images."""
+        with torch.device('meta'):  # counts without computing
+            return _count_macs(Step(self.member.build(widths), self.conditions.images.to('meta'),
                                     train=False))
 
-    def finding(self, match: Match) -> dict[str, Any]:
-        """Profile the widths that were found, and say all of them."""
-        member, images = self.member, self.reference.images
-        step = _step_of(member, match.widths, images)
+    def result(self, match: Match) -> dict[str, Any]:
+        """Profile the widths that the search ended with, and return the member's result."""
+        member, images = self.member, self.conditions.images
+        step = _build_member_step(member, match.widths, self.conditions)
         step()
-        profile = average([profile_step(step, images.device) for _ in range(self.options.repeats)])
-        measured = self._tried[match.widths, True]
+        profile = average([profile_step(step, images.device)
+                           for _ in range(self.conditions.repeats)])
+        measurement = self._measurements[match.widths, True]
         return {
             'share': member.layers.share, 'attention_layers': member.layers.attention,
             'layers': member.layers.total, 'widths': match.widths, 'speed': match.speed,
-            'speed_quartiles': measured['speed_quartiles'], 'within_tolerance': match.found,
-            'tries': match.tries, 'step_ms': measured['step_ms'],
-            'parameters': count_parameters([step.model]),
+            'speed_quartiles': measurement['speed_quartiles'],
+            'within_tolerance': match.within_tolerance, 'tries': match.tries,
+            'step_ms': measurement['step_ms'], 'parameters': count_parameters([step.model]),
             'macs': self.cost(match.widths) / len(images),
-            'built_from': member.describe(match.widths), **summarise(profile)}
+            'built_from': member.describe(match.widths), **summarize(profile)}
 
 
-def _step_of(member: Member, widths: Widths, images: Tensor) -> Step:
+def _build_member_step(member: Member, widths: Widths, conditions: _Conditions) -> Step:
+    images = conditions.images
     return Step(member.build(widths).to(images.device), images, train=False)
 
 
-def _race(steps: Mapping[str, Step], reference: Step, options: Namespace, *, careful: bool,
+def _race(steps: Mapping[str, Step], reference: Step, conditions: _Conditions, *, careful: bool,
           title: str) -> dict[str, dict[str, Any]]:
-    """Measure how many times as fast as the reference some steps are, by their names."""
+    """Measure the speed of steps relative to the reference, by their names."""
     racers = {_REFERENCE: reference, **steps}
 
-    def work(step: Step) -> Work:
+    def work(step: Step) -> Steps:
         return {'step': lambda _: step()}
 
     turns = take_turns(
         {name: work(step) for name, step in racers.items()}, dict.fromkeys(racers),
-        Stopwatch(reference.images.device),
-        repeats=options.repeats * _CAREFUL if careful else options.repeats, seed=options.seed,
-        progress=sys.stderr.isatty(), title=title)
-    for name, found in turns.items():
-        if found.failure:
-            raise UserError(f'{title}: {name} can\'t run: {found.failure}')
-    measured = {}
+        Stopwatch(conditions.images.device),
+        repeats=conditions.repeats * _CAREFUL_FACTOR if careful else conditions.repeats,
+        seed=conditions.seed, progress=sys.stderr.isatty(), title=title)
+    for name, turn in turns.items():
+        if turn.failure:
+            raise UserError(f'{title}: {name} can\'t run: {turn.failure}')
+    measurements = {}
     for name in steps:
-        speeds = [theirs / own for theirs, own in zip(
+        speeds = [reference_time / own_time for reference_time, own_time in zip(
             turns[_REFERENCE].totals, turns[name].totals, strict=True)]
-        measured[name] = {'speed': median(speeds), 'speed_quartiles': quartiles(speeds),
-                          'step_ms': turns[name].milliseconds}
-    return measured
+        measurements[name] = {'speed': median(speeds), 'speed_quartiles': quartiles(speeds),
+                              'step_ms': turns[name].milliseconds}
+    return measurements
 
 
-def _repeat(members: Mapping[str, Member], results: Results, reference: str, images: Tensor,
-            options: Namespace) -> None:
-    """Measure all members anew, built anew, and store that as ``repeat`` of each."""
+def _repeat(members: Mapping[str, Member], results: Results, reference: str,
+            conditions: _Conditions) -> None:
+    """Build and measure all members anew, and store that as ``repeat`` of each result."""
     if all('repeat' in results[key] and results[key]['repeat']['within_tolerance']
            for key in members):
         return
-    steps = {key: _step_of(member, tuple(results[key]['widths']), images)
+    steps = {key: _build_member_step(member, tuple(results[key]['widths']), conditions)
              for key, member in members.items()}
-    repeated = _race(steps, build_step(reference, images), options, careful=True,
+    repeated = _race(steps, build_step(reference, conditions.images), conditions, careful=True,
                      title='all members once more')
-    for key, measured in repeated.items():
+    for key, measurement in repeated.items():
+        within_tolerance = abs(measurement['speed'] - 1) <= conditions.tolerance
         results.add(key, {**results[key], 'repeat': {
-            **measured, 'within_tolerance': abs(measured['speed'] - 1) <= options.tolerance}})
+            **measurement, 'within_tolerance': within_tolerance}})
 
 
 def _count_macs(step: Step) -> float:
-    # torch does not count fused attention on a CPU, but does on no device.
+    # torch does not count fused attention on the CPU and on the meta device.
     with sdpa_kernel(SDPBackend.MATH):
         return count_macs({'step': lambda _: step()}, None)['step']
 
 
-def write_arch(path: Path, finding: Mapping[str, Any], speed: str,
-               config: str | None = None) -> None:
-    """Write a member's ``arch`` as a file that configs can inherit, or as a whole config.
+def write_member(path: Path, result: Mapping[str, Any], description: str,
+                 config: str | os.PathLike[str] | None = None) -> None:
+    """Write a member's architecture as a file that configs can inherit, or as a whole config.
 
     Args:
-        path: The file.
-        finding: What `analyze_proportion` found of the member.
-        speed: What the member is as fast as, in words.
-        config: A config whose model has our backbone; then the file is this config with the
-            member in place of its backbone.
+        path: The .py file.
+        result: The member's result of `analyze_attention_share`.
+        description: Further text for the first line of the file.
+        config: A config with an EfficientViT backbone; the file is then this config with the
+            member as its backbone.
 
     Raises:
         UserError: If the config has no such backbone, or the file can't be written.
     """
-    lines = [f'"""EfficientViT with {finding["share"]:.0%} attention layers '
-             f'({finding["attention_layers"]} of {finding["layers"]}), {speed}.',
-             '', 'Written by tools/analyze.py proportion.']
-    if config:
-        lines += ['', f'    tools/train.py {path} --from-scratch']
-    lines += ['"""', '']
-    if config:
-        lines += [f'_base_ = {os.path.relpath(config, path.parent)!r}', '']
-    lines += ['arch = dict(', *(f'    {field}={value!r},'
-                                for field, value in finding['built_from'].items()), ')']
-    if config:
-        lines += ['model = dict(',
-                  '    backbone=dict(arch=dict(_delete_=True, **arch), init_cfg=None),',
-                  *(f'    {part}={changes!r},'
-                    for part, changes in _fitting(config, finding['built_from']).items()), ')']
-    try:
-        path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'can\'t write {path}: {error.strerror}') from error
+    parts = changed_in_channels(config, result['built_from']) if config else None
+    write_arch(path, result['built_from'],
+               f'EfficientViT with {result["share"]:.0%} attention layers '
+               f'({result["attention_layers"]} of {result["layers"]}), {description}.\n\n'
+               'Written by tools/analyze.py proportion.\n', config=config, parts=parts)
 
 
-def _fitting(path: str, arch: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in the parts behind the backbone to take its maps, by the part's name."""
-    config = load_config(path)
-    backbone = config.get('model', {}).get('backbone') or {}
-    if backbone.get('type') != 'EfficientViT':
-        raise ConfigError(f'{path}: its model has no EfficientViT as its backbone, so it can\'t '
-                          'take a member of this family')
-    outputs = EfficientViT(**{
-        **{key: value for key, value in backbone.items() if key != 'type'},
-        'arch': arch, 'init_cfg': None}).out_channels
-    # Heads of a detector see the neck's channels, those of a segmentor without one the backbone's.
-    parts = ['neck'] if config.model.get('neck') else ['decode_head', 'auxiliary_head']
-    fitting: dict[str, Any] = {}
-    for part in parts:
-        usual = config.model.get(part)
-        if isinstance(usual, list):
-            # A list is inherited as a whole. Of necks, only the first one sees the backbone.
-            whole = [one.to_dict() for one in usual]
-            for one in whole[:1] if part == 'neck' else whole:
-                one.update(_in_channels(one, outputs))
-            fitting[part] = whole
-        elif usual and (changes := _in_channels(usual, outputs)):
-            fitting[part] = changes
-    return fitting
-
-
-def _in_channels(part: Mapping[str, Any], outputs: Sequence[int]) -> dict[str, Any]:
-    """The ``in_channels`` of what sees these outputs of a backbone, if it has any."""
-    usual, index = part.get('in_channels'), part.get('in_index', -1)
-    if isinstance(usual, int):
-        return {'in_channels': outputs[index]}
-    if not usual:
-        return {}
-    return {'in_channels': [outputs[i] for i in index] if isinstance(index, list | tuple)
-            else list(outputs)}
-
-
-def train_a_step(path: Path, images: Tensor) -> float:
-    """Build what a file of `write_arch` holds, as a user would, and train a step.
+def train_one_step(path: Path, images: Tensor) -> float:
+    """Build the model of a file of `write_member`, and train it for one step.
 
     Args:
         path: The file.
         images: (B, 3, H, W).
 
     Returns:
-        float: The norm of the gradients.
+        float: Norm of the gradients.
 
     Raises:
-        ConfigError: If the file holds something else.
+        ConfigError: If the model can't be built.
         UserError: If the model can't be trained.
     """
     config = load_config(path)
-    model = (build_subject(str(path)) if config.get('model')
+    model = (build_model(str(path)) if config.get('model')
              else EfficientViT(config.get('arch'), norm_eval=True))
     step = Step(model.to(images.device), images, train=True)
-    with must_run(str(path), images, train=True):
+    with translate_run_errors(str(path), images, train=True):
         step()
     gradients = [parameter.grad.norm() for parameter in model.parameters()
                  if parameter.grad is not None]
     return float(torch.stack(gradients).norm())
 
 
-def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(items: Mapping[str, Mapping[str, Any]]) -> str:
     header = ['attention layers', 'share', 'widths', 'speed', 'repeated', 'M params',
               'G multiply-adds', 'memory-bound', 'with softmax and activation']
     return format_table(header, [
         [f'{item["attention_layers"]} of {item["layers"]}', f'{item["share"]:.0%}',
          ', '.join(map(str, item['widths'])),
-         *(f'{measured["speed"]:.3f}' + ' (!)' * (not measured['within_tolerance'])
-           for measured in (item, item['repeat'])),
+         *(f'{measurement["speed"]:.3f}' + ' (!)' * (not measurement['within_tolerance'])
+           for measurement in (item, item['repeat'])),
          f'{item["parameters"] / 1e6:.2f}', f'{item["macs"] / 1e9:.3f}',
          f'{100 * item["memory_bound"]:.1f}',
          f'{100 * item["memory_bound_with_softmax_and_activation"]:.1f}']
-        for item in found.values()], align='lrlrrrrrr')
+        for item in items.values()], align='lrlrrrrrr')
 
 
-def _notes(found: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ['speed: images a second, relative to the reference; repeated: all members anew, in '
-             'turns. memory-bound: share of the run time in %.']
-    for key, item in found.items():
+def _notes(items: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ['speed: images per second, relative to the reference; repeated: all members measured '
+             'anew, in turns. memory-bound: share of the run time in %.']
+    for key, item in items.items():
         if not item['within_tolerance']:
-            lines.append(f'(!) share {key}: the best of {item["tries"]} widths that were tried; '
-                         'the steps between widths are too coarse to meet the speed, or there is '
-                         'no such width, or the machine is too busy')
+            lines.append(f'(!) share {key}: the best of {item["tries"]} widths misses the speed: '
+                         'the steps between widths are too coarse, no width is as fast, or the '
+                         'machine is too busy')
         elif not item['repeat']['within_tolerance']:
-            lines.append(f'(!) share {key}: its speed did not repeat. Leave the machine alone and '
-                         'run this again, or search anew with --overwrite and more --repeats')
+            lines.append(f'(!) share {key}: its speed did not repeat. Run this again on an idle '
+                         'machine, or search anew with --overwrite and more --repeats')
     return '\n'.join(lines)
 
 
-def _draw(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    shares = [100 * item['share'] for item in found.values()]
+def _draw(path: Path, items: Mapping[str, Mapping[str, Any]]) -> None:
+    shares = [100 * item['share'] for item in items.values()]
     with drawing(path, height=2.3) as figure:
         axes = figure.subplots()
         for key, label, colour, marker in (
                 ('memory_bound', 'memory-bound', 'vermilion', 'o'),
                 ('memory_bound_with_softmax_and_activation', 'with softmax and activation',
                  'green', 's')):
-            axes.plot(shares, [100 * item[key] for item in found.values()], marker=marker,
+            axes.plot(shares, [100 * item[key] for item in items.values()], marker=marker,
                       color=PALETTE[colour], label=label)
         axes.set_xlabel('share of attention layers (%)')
         axes.set_ylabel('share of the run time (%)')

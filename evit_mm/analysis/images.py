@@ -1,4 +1,4 @@
-"""Images of a folder, and how they become a model's input."""
+"""Images of a folder, and their preprocessing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become a model's input: covered, cropped in the middle, normalised.
+    """Preprocessing of an image: resize, center crop, normalise.
 
     Attributes:
-        shape: Height and width of the input.
-        crop: Share of the scaled image's shorter side that the crop keeps.
+        shape: Height and width of the model's input.
+        crop: Share of the resized image's shorter side that the crop keeps.
         interpolation: ``'bicubic'`` or ``'bilinear'``, antialiased.
-        mean: Per channel, of 0 to 255.
-        std: Per channel, of 0 to 255.
-        channels: ``'rgb'`` or ``'bgr'``, the order in which the model takes them.
+        mean: Per channel, on a scale of 0 to 255.
+        std: Per channel, on a scale of 0 to 255.
+        channels: Channel order of the model's input, ``'rgb'`` or ``'bgr'``.
     """
 
     shape: tuple[int, int] = (224, 224)
@@ -41,24 +41,24 @@ class Preprocessing:
     channels: str = 'rgb'
 
     def __str__(self) -> str:
-        height, width = self._scaled
+        height, width = self._resized
         mean, std = (' '.join(f'{value:.1f}' for value in values)
                      for values in (self.mean, self.std))
         return (f'{self.interpolation} to cover {height}x{width}, cropped to {self.shape[0]}x'
                 f'{self.shape[1]}, {self.channels} - ({mean}) / ({std})')
 
     @property
-    def _scaled(self) -> tuple[int, int]:
+    def _resized(self) -> tuple[int, int]:
         return int(self.shape[0] / self.crop), int(self.shape[1] / self.crop)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Map an RGB image of any size to (3, height, width)."""
+        """Map an RGB image of any size to a tensor (3, height, width)."""
         height, width = self.shape
-        cover_height, cover_width = self._scaled
-        scaled = (max(cover_width, image.width * cover_height // image.height),
-                  max(cover_height, image.height * cover_width // image.width))
-        image = image.resize(scaled, Image.Resampling[self.interpolation.upper()])
-        left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+        min_height, min_width = self._resized
+        resized = (max(min_width, image.width * min_height // image.height),
+                   max(min_height, image.height * min_width // image.width))
+        image = image.resize(resized, Image.Resampling[self.interpolation.upper()])
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
         pixels = np.array(image.crop((left, top, left + width, top + height)))
         if self.channels == 'bgr':
             pixels = pixels[..., ::-1]
@@ -67,56 +67,57 @@ class Preprocessing:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images below a folder, sorted.
+    """Return the images in a folder and its subfolders, sorted.
 
     Raises:
-        UserError: If there is no such folder, or no image in it.
+        UserError: If the folder is missing or has no images.
     """
     if not folder.is_dir():
-        raise UserError(f'--images {folder}: no such folder')
-    found = sorted(path for path in folder.rglob('*')
+        raise UserError(f'no such folder: {folder}')
+    paths = sorted(path for path in folder.rglob('*')
                    if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not found:
-        raise UserError(f'--images {folder}: there is no image ({", ".join(_SUFFIXES)}) in it or '
-                        'below it')
-    return found
+    if not paths:
+        raise UserError(f'no images in {folder} or its subfolders: name a folder with images '
+                        f'({", ".join(_SUFFIXES)}) with --images')
+    return paths
 
 
 def evenly_spaced(paths: Sequence[Path], count: int) -> list[Path]:
-    """``count`` of the paths in their order, or all where there are fewer.
+    """Return ``count`` of the paths in their order, or all if there are fewer.
 
-    Evenly, because the first images of a folder of classes are of one class.
+    They are evenly spaced, because the first images of a folder with one subfolder per class all
+    belong to one class.
     """
     count = min(count, len(paths))
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """Tells files apart by their names, sizes and times of change.
+    """Return a digest of the files' names, sizes and modification times.
 
-    They are not read: of many images that would take as long as the work that it spares.
+    The files are not read: for many images that would take as long as the analysis.
     """
     digest = blake2b(digest_size=16)
     for path in paths:
         try:
-            found = path.stat()
-            state = f'{found.st_size} {found.st_mtime_ns}'
-        except OSError:  # not there, or not on this disk: whoever reads it will tell
+            status = path.stat()
+            state = f'{status.st_size} {status.st_mtime_ns}'
+        except OSError:  # missing, or not a local file: reading it reports the error
             state = 'unknown'
         digest.update(f'{path}\n{state}\n'.encode(errors='surrogateescape'))
     return digest.hexdigest()
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image as RGB.
+    """Read an image as RGB.
 
     Raises:
-        UserError: If it can't be read, or only in part.
+        UserError: If the file can't be read, or is truncated.
     """
     try:
         with Image.open(path) as image:
             return image.convert('RGB')
-    # What Pillow raises depends on the format.
+    # The exception depends on the format.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f'the image {path} can\'t be read: {" ".join(str(error).split())}'
+        raise UserError(f'can\'t read the image {path}: {" ".join(str(error).split())}'
                         ) from error

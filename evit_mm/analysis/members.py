@@ -1,6 +1,6 @@
-"""Models that differ in their share of attention layers, and come in many widths.
+"""Model families whose members differ in their share of attention layers, in many widths.
 
-The share counts layers: attention / (attention + feed-forward), as the paper does.
+The share counts layers, as the paper does: attention / (attention + feed-forward).
 """
 
 from collections.abc import Iterator
@@ -14,44 +14,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arch import ARCHS, Arch
 from ..errors import UserError
-from ..models import ARCHS, Arch, EfficientViT
+from ..models import EfficientViT
 from ..models.attention import CascadedGroupAttention
 from ..models.layers import FeedForward
-from .matching import Widths, rungs
+from .matching import Widths, scaled_widths
 
-__all__ = ['FAMILIES', 'DeiTMember', 'EfficientViTMember', 'Layers', 'Member', 'count_layers',
-           'member_of']
+__all__ = ['FAMILIES', 'DeiTMember', 'EfficientViTMember', 'Layers', 'Member', 'build_member',
+           'count_layers']
 
 FAMILIES = (*ARCHS, 'deit')
-"""Names that `member_of` takes."""
+"""Names that `build_member` accepts."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """How many layers of each kind a model has."""
+    """Number of layers of each kind in a model."""
 
     attention: int
     feed_forward: int
 
     @property
     def total(self) -> int:
-        """Layers of both kinds."""
+        """Return the number of layers of both kinds."""
         return self.attention + self.feed_forward
 
     @property
     def share(self) -> float:
-        """Of attention layers, 0 to 1."""
+        """Return the share of attention layers, 0 to 1."""
         return self.attention / self.total
 
 
 class Member(Protocol):
-    """A model whose layers are settled and whose widths are not.
+    """Model with fixed layers and variable widths.
 
     Attributes:
-        layers: How many it has.
-        base: Widths to begin with.
-        units: What each width must be a multiple of.
+        layers: Number of layers of each kind.
+        base: Widths from which the search starts.
+        units: The unit of each width.
     """
 
     layers: Layers
@@ -59,72 +60,75 @@ class Member(Protocol):
     units: Widths
 
     def ladder(self) -> list[Widths]:
-        """Widths from narrow to wide."""
+        """Return widths from narrow to wide."""
 
     def build(self, widths: Widths) -> nn.Module:
-        """The model with these widths, with random weights."""
+        """Build the model with these widths and random weights."""
 
     def describe(self, widths: Widths) -> dict[str, Any]:
-        """What to build it from, as JSON knows it."""
+        """Return what the model is built from, as JSON values."""
 
 
 class EfficientViTMember:
-    """A member of our family: a variant with other depths and numbers of layers per block.
+    """EfficientViT with its own depths and layers per block.
 
     Args:
-        arch: The architecture; its widths are where the search begins.
+        arch: The architecture; the search starts from its ``embed_dims``.
     """
 
     def __init__(self, arch: Arch) -> None:
         self.arch = arch
         self.layers = count_layers(arch)
         self.base: Widths = arch.embed_dims
-        # Of 8 by what the processors like and the stem needs.
+        # Multiples of 8 for the stem, and because processors prefer them.
         self.units: Widths = tuple(lcm(8, heads) for heads in arch.num_heads)
 
     def ladder(self) -> list[Widths]:
-        """Widths of the stages, from narrow to wide."""
-        return rungs(self.base, self.units)
+        """Return widths of the stages, from narrow to wide."""
+        return scaled_widths(self.base, self.units)
 
     def build(self, widths: Widths) -> nn.Module:
-        """The backbone whose stages have these widths."""
+        """Build the backbone whose stages have these widths."""
         return EfficientViT(replace(self.arch, embed_dims=widths))
 
     def describe(self, widths: Widths) -> dict[str, Any]:
-        """The ``arch`` that `EfficientViT` takes."""
+        """Return the ``arch`` argument of `EfficientViT`."""
         fields = asdict(replace(self.arch, embed_dims=widths))
         return {key: list(value) if isinstance(value, tuple) else value
                 for key, value in fields.items()}
 
 
 class DeiTMember:
-    """A DeiT-like classifier whose layers are those of DeiT-T in number, of other kinds.
+    """DeiT-like classifier with the number of layers of DeiT-T, but another share of attention.
 
-    Widths are those of the tokens, of a head, and of the feed-forward parts' hidden layer; a kind
-    of layer that the member lacks has none.
+    Its widths are those of the tokens, of a head, and of the hidden layer of the feed-forward
+    parts; the last two are left out if the member has no such layer.
 
     Args:
-        layers: How many of each kind; those of attention are spread evenly, one comes first.
+        layers: Number of layers of each kind. The attention layers are evenly spaced, starting
+            with the first layer.
         size: Height and width of the images, multiples of 16.
     """
 
     def __init__(self, layers: Layers, size: tuple[int, int]) -> None:
         self.layers = layers
         self.size = size
-        self._kinds = [kind for kind, number in
-                       (('head', layers.attention), ('hidden', layers.feed_forward)) if number]
-        self.base: Widths = (192, *({'head': 64, 'hidden': 768}[kind] for kind in self._kinds))
-        self.units: Widths = (8, *({'head': 4, 'hidden': 16}[kind] for kind in self._kinds))
+        self._inner_widths = [name for name, number in (
+            ('head', layers.attention), ('hidden', layers.feed_forward)) if number]
+        self.base: Widths = (192, *({'head': 64, 'hidden': 768}[name]
+                                    for name in self._inner_widths))
+        self.units: Widths = (8, *({'head': 4, 'hidden': 16}[name]
+                                   for name in self._inner_widths))
 
     def ladder(self) -> list[Widths]:
-        """Widths from narrow to wide."""
-        return rungs(self.base, self.units)
+        """Return widths from narrow to wide."""
+        return scaled_widths(self.base, self.units)
 
     def build(self, widths: Widths) -> nn.Module:
-        """The classifier with these widths.
+        """Build the classifier with these widths.
 
         Raises:
-            UserError: If timm is missing.
+            UserError: If timm is not installed.
         """
         try:
             from timm.models.vision_transformer import VisionTransformer
@@ -135,27 +139,27 @@ class DeiTMember:
         channels, heads = sizes['embed_dim'], sizes['num_heads']
         model = VisionTransformer(img_size=self.size, embed_dim=channels, depth=0, num_heads=heads)
         model.blocks = nn.Sequential(*(
-            AttentionLayer(channels, heads, sizes['head_dim']) if attends
+            AttentionLayer(channels, heads, sizes['head_dim']) if is_attention
             else FeedForwardLayer(channels, sizes['hidden_dim'])
-            for attends in self.pattern()))
+            for is_attention in self.pattern()))
         return model
 
     def pattern(self) -> Iterator[bool]:
-        """Whether each layer is one of attention."""
+        """Yield for each layer whether it is an attention layer."""
         attention, total = self.layers.attention, self.layers.total
         for i in range(total):
             yield ceil((i + 1) * attention / total) > ceil(i * attention / total)
 
     def describe(self, widths: Widths) -> dict[str, Any]:
-        """The sizes, by name."""
-        found = dict(zip(self._kinds, widths[1:], strict=True))
-        return {'embed_dim': widths[0], 'num_heads': 3, 'head_dim': found.get('head'),
-                'hidden_dim': found.get('hidden'),
-                'layers': ''.join('A' if attends else 'F' for attends in self.pattern())}
+        """Return the sizes of the model, by name."""
+        inner = dict(zip(self._inner_widths, widths[1:], strict=True))
+        return {'embed_dim': widths[0], 'num_heads': 3, 'head_dim': inner.get('head'),
+                'hidden_dim': inner.get('hidden'),
+                'layers': ''.join('A' if is_attention else 'F' for is_attention in self.pattern())}
 
 
 class AttentionLayer(nn.Module):
-    """Half of a transformer's block: normalisation, attention of all tokens, residual."""
+    """First half of a transformer block: layer norm, attention over all tokens, residual."""
 
     def __init__(self, channels: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -174,7 +178,7 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """The other half: normalisation, two linear layers with a GELU between them, residual."""
+    """Second half of a transformer block: layer norm, two linear layers with GELU, residual."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -189,68 +193,67 @@ class FeedForwardLayer(nn.Module):
 
 @cache
 def count_layers(arch: Arch) -> Layers:
-    """Count the layers of a backbone, those of its downsampling included."""
-    # On no device: nothing but the structure is wanted.
-    with torch.device('meta'):
+    """Count the layers of a backbone, including those of its downsampling."""
+    with torch.device('meta'):  # only the structure matters
         modules = list(EfficientViT(arch).modules())
     return Layers(sum(isinstance(module, CascadedGroupAttention) for module in modules),
                   sum(isinstance(module, FeedForward) for module in modules))
 
 
-def member_of(family: str, share: float, size: tuple[int, int]) -> Member:
-    """The member of a family whose share of attention layers is nearest to ``share``.
+def build_member(family: str, share: float, size: tuple[int, int]) -> Member:
+    """Return the member of a family whose share of attention layers is closest to ``share``.
 
     Args:
         family: One of `FAMILIES`.
-        share: 0 to 1. Layers are whole, so that a member may be a little beside it.
-        size: Height and width of the images; of DeiT-like members multiples of 16.
+        share: Share of attention layers, 0 to 1; not every share is possible with whole layers.
+        size: Height and width of the images; multiples of 16 for DeiT-like members.
 
     Raises:
-        UserError: If there is no such family, or an argument is out of range.
+        UserError: If the family is unknown, or another argument is out of range.
     """
     if family not in FAMILIES:
         raise UserError(f'--family {family} is unknown: choose one of {", ".join(FAMILIES)}')
     if not 0 <= share <= 1:
-        raise UserError(f'a share of attention layers is between 0 and 1, but got {share}')
+        raise UserError(f'--shares must be between 0 and 1, got {share}')
     if family != 'deit':
         return EfficientViTMember(_arch_of_share(ARCHS[family], share))
     if any(side % 16 for side in size):
-        raise UserError('DeiT-like models cut images into patches of 16, but '
-                        f'{size[0]} x {size[1]} is no multiple of 16')
-    attention = round(24 * share)  # DeiT-T has 12 of each
+        raise UserError('DeiT-like models cut images into patches of 16x16, but --shape '
+                        f'{size[0]} {size[1]} is not a multiple of 16')
+    attention = round(24 * share)  # DeiT-T has 12 layers of each kind
     return DeiTMember(Layers(attention, 24 - attention), size)
 
 
 @cache
 def _arch_of_share(base: Arch, share: float) -> Arch:
-    """Vary what a block has and how many there are.
+    """Return the architecture closest to a share; block contents and depths vary.
 
-    A share nearby is worth a few layers more or less than the base has, but not twice as many:
-    depth must not explain what the share does. Blocks stay spread over the stages as they were.
+    A closer share may cost a few layers more or fewer than ``base`` has, but not twice as many:
+    depth must not explain the effect of the share. Blocks keep their distribution over the stages.
     """
     layers = count_layers(base)
 
     def distance(arch: Arch) -> tuple[float, float]:
-        found = _counted(arch)
-        spread = sum(abs(depth / sum(arch.depths) - usual / sum(base.depths))
-                     for depth, usual in zip(arch.depths, base.depths, strict=True))
-        apart = abs(found.share - share) + 0.2 * abs(found.total / layers.total - 1)
-        return round(apart, 2), spread
+        own = _count_from_blocks(arch)
+        depth_change = sum(abs(depth / sum(arch.depths) - usual / sum(base.depths))
+                           for depth, usual in zip(arch.depths, base.depths, strict=True))
+        share_change = abs(own.share - share) + 0.2 * abs(own.total / layers.total - 1)
+        return round(share_change, 2), depth_change
 
     return min(_variants(base), key=distance)
 
 
 def _variants(base: Arch) -> Iterator[Arch]:
-    depths = [range(1, 2 * depth + 2) for depth in base.depths]
+    depth_ranges = [range(1, 2 * depth + 2) for depth in base.depths]
     for num_ffns, num_attentions in product(range(4), range(7)):
         if num_ffns or num_attentions:
-            for chosen in product(*depths):
-                yield replace(base, depths=chosen, num_ffns=num_ffns,
+            for depths in product(*depth_ranges):
+                yield replace(base, depths=depths, num_ffns=num_ffns,
                               num_attentions=num_attentions)
 
 
-def _counted(arch: Arch) -> Layers:
-    """`count_layers` of thousands of them, from a few that are built: all blocks are alike."""
+def _count_from_blocks(arch: Arch) -> Layers:
+    """Count layers like `count_layers`, but build only two small models for thousands of archs."""
     one = count_layers(replace(arch, depths=(1, 1, 1), num_attentions=1)).feed_forward
     two = count_layers(replace(arch, depths=(2, 1, 1), num_attentions=1)).feed_forward
     blocks = sum(arch.depths)

@@ -1,4 +1,4 @@
-"""The maps that are captured are those that the model uses."""
+"""The captured maps are those that the model uses."""
 
 import pytest
 import torch
@@ -12,25 +12,15 @@ from evit_mm.models.attention import CascadedGroupAttention, partition_windows, 
 TOLERANCE = dict(rtol=1e-6, atol=1e-6)
 
 
-def randomised(model):
-    """Weights under which no branch is zero and attention is far from uniform."""
-    for name, tensor in model.state_dict().items():
-        if name.endswith('running_var') or (tensor.dim() == 1 and name.endswith('weight')):
-            tensor.uniform_(0.5, 1.5)
-        elif tensor.dim() > 1 and tensor.is_floating_point():
-            tensor.normal_(0, 2 * tensor[0].numel() ** -0.5)
-    return model.double().eval()
-
-
 def captured(model, images, attentions):
-    """Maps by block, and what went into and out of each attention module meanwhile."""
+    """Return the maps, and the input and output of each attention module, by block."""
     maps, passed, hooks = {}, {}, []
     for name, module in model.named_modules():
         if isinstance(module, attentions):
             hooks.append(module.register_forward_hook(
                 lambda _, inputs, output, name=name:
                 passed.update({name.removesuffix('.attn'): (inputs[0], output)})))
-    with capture_maps(model, lambda found: maps.update({found.block: found})):
+    with capture_maps(model, lambda captured: maps.update({captured.block: captured})):
         output = model(images)
     for hook in hooks:
         hook.remove()
@@ -39,7 +29,7 @@ def captured(model, images, attentions):
 
 
 def our_output(attention, x, maps):
-    """Cascaded group attention of given maps, which does not look at queries and keys."""
+    """Compute cascaded group attention from maps, without queries and keys."""
     windows, outputs = partition_windows(x, attention.window_size), []
     for head, channels in enumerate(windows.chunk(attention.num_heads, dim=1)):
         if outputs:
@@ -51,7 +41,7 @@ def our_output(attention, x, maps):
 
 
 def timms_output(attention, x, maps):
-    """timm's multi-head attention of given maps, of an image's or a window's tokens (B, N, C)."""
+    """Compute timm's multi-head attention from maps, of tokens (B, N, C)."""
     batch, tokens, _ = x.shape
     value = attention.qkv(x).view(batch, tokens, 3, attention.num_heads, -1)[:, :, 2]
     return attention.proj((maps @ value.transpose(1, 2)).transpose(1, 2).reshape(x.shape))
@@ -59,15 +49,15 @@ def timms_output(attention, x, maps):
 
 @pytest.mark.parametrize('arch', ARCHS)
 @torch.no_grad()
-def test_our_maps_give_our_output(arch):
-    model = randomised(EfficientViT(arch))
-    images = torch.randn(2, 3, 150, 90, dtype=torch.float64)  # windows of which some are padded
+def test_our_maps_give_our_output(arch, randomised):
+    model = randomised(EfficientViT(arch), gain=2).double()
+    images = torch.randn(2, 3, 150, 90, dtype=torch.float64)  # some windows are padded
     maps, passed, output = captured(model, images, CascadedGroupAttention)
     assert len(maps) == sum(ARCHS[arch].depths)
     for block, (x, expected) in passed.items():
-        found = maps[block].maps
-        torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
-        actual = our_output(model.get_submodule(f'{block}.attn'), x, found)
+        block_maps = maps[block].maps
+        torch.testing.assert_close(block_maps.sum(-1), torch.ones_like(block_maps[..., 0]))
+        actual = our_output(model.get_submodule(f'{block}.attn'), x, block_maps)
         torch.testing.assert_close(actual, expected, **TOLERANCE)
     for actual, expected in zip(output, model(images), strict=True):
         assert torch.equal(actual, expected)
@@ -79,9 +69,9 @@ def test_our_maps_give_our_output(arch):
     'swin_tiny_patch4_window7_224': dict(depths=(2, 2), num_heads=(3, 6), img_size=(116, 92)),
 }.items())
 @torch.no_grad()
-def test_timms_maps_give_timms_output(name, options):
+def test_timms_maps_give_timms_output(name, options, randomised):
     timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
-    model = randomised(timm.create_model(name, **options))
+    model = randomised(timm.create_model(name, **options), gain=2).double()
     size = options['img_size']
     images = torch.randn(2, 3, *((size, size) if isinstance(size, int) else size)).double()
     attentions = [module for module in model.modules() if hasattr(module, 'fused_attn')]
@@ -92,8 +82,8 @@ def test_timms_maps_give_timms_output(name, options):
     assert all(module.fused_attn for module in attentions)
     assert len(maps) == len(attentions)
     for block, (x, expected) in passed.items():
-        found = maps[block].maps
-        actual = timms_output(model.get_submodule(f'{block}.attn'), x, found)
+        block_maps = maps[block].maps
+        actual = timms_output(model.get_submodule(f'{block}.attn'), x, block_maps)
         torch.testing.assert_close(actual, expected, **TOLERANCE)
     torch.testing.assert_close(output, with_fused, **TOLERANCE)
     torch.testing.assert_close(output, model(images), **TOLERANCE)
@@ -106,8 +96,8 @@ def test_timms_maps_give_timms_output(name, options):
         assert torch.equal(without.maps, found.maps[..., prefix:, prefix:])
 
 
-def only(model, x):
-    """The maps of a model of one attention module."""
+def capture_one(model, x):
+    """Return the maps of a model with one attention module."""
     found = []
     with capture_maps(model, found.append), torch.no_grad():
         model(x)
@@ -117,7 +107,7 @@ def only(model, x):
 
 def test_padded_queries_are_marked():
     attention = CascadedGroupAttention(16, 2, 8, 7, (3, 3), norm_cfg=dict(type='BN')).eval()
-    found = only(attention, torch.randn(2, 16, 8, 20))
+    found = capture_one(attention, torch.randn(2, 16, 8, 20))
     assert found.maps.shape == (2 * 2 * 3, 2, 49, 49)
     # Two rows of windows of 7 and 1 rows, each three of 7, 7 and 6 columns; then the next image.
     assert found.inside.sum(1).tolist() == 2 * [49, 49, 42, 7, 7, 6]
@@ -126,11 +116,12 @@ def test_padded_queries_are_marked():
 
 
 @torch.no_grad()
-def test_padded_queries_have_no_say():
-    """Of the last head, at least; those of an earlier one give the next one's padding."""
-    attention = randomised(CascadedGroupAttention(16, 1, 8, 7, (3,), norm_cfg=dict(type='BN')))
+def test_padded_queries_do_not_affect_the_output(randomised):
+    """With one head; padded queries of an earlier head affect the padding of the next one."""
+    attention = randomised(CascadedGroupAttention(16, 1, 8, 7, (3,), norm_cfg=dict(type='BN')),
+                           gain=2).double()
     x = torch.randn(2, 16, 8, 20, dtype=torch.float64)
-    found = only(attention, x)
+    found = capture_one(attention, x)
     maps = found.maps * found.inside[:, None, :, None]
     torch.testing.assert_close(our_output(attention, x, maps), attention(x), **TOLERANCE)
 
@@ -138,13 +129,13 @@ def test_padded_queries_have_no_say():
 def test_padded_queries_of_swin():
     swin = pytest.importorskip('timm.models.swin_transformer', reason='needs timm')
     block = swin.SwinTransformerBlock(16, (8, 20), num_heads=2, window_size=7, shift_size=3).eval()
-    found = only(block, torch.randn(1, 8, 20, 16))
+    found = capture_one(block, torch.randn(1, 8, 20, 16))
     assert found.inside.sum(1).tolist() == [49, 49, 42, 7, 7, 6]
-    # Shifted: the last rows and columns are of the other side of the image, and masked from it.
+    # Shifted: the last rows and columns are from the other side of the image, and masked.
     assert found.maps[2, 0, 0].view(7, 7)[0, 4:].max() < 1e-30
 
 
-def test_what_has_no_maps_is_told():
+def test_models_without_maps_are_refused():
     cases = {'Conv2d has no attention blocks': nn.Conv2d(3, 3, 1)}
     deploy = EfficientViT('m0')
     deploy.deploy = True
@@ -154,16 +145,16 @@ def test_what_has_no_maps_is_told():
             pass
 
 
-def test_attention_without_a_softmax_is_told(monkeypatch):
+def test_attention_without_softmax_is_refused(monkeypatch):
     attention = CascadedGroupAttention(16, 2, 8, 7, (3, 3), norm_cfg=dict(type='BN'))
     monkeypatch.setattr(attention, 'forward', lambda x: x)
-    with pytest.raises(UserError, match=r'2 heads, but its softmax gives tensors of shapes \[\]'):
-        only(attention, torch.randn(1, 16, 7, 7))
+    with pytest.raises(UserError, match=r'2 heads, but its softmax outputs have the shapes \[\]'):
+        capture_one(attention, torch.randn(1, 16, 7, 7))
 
 
-def test_nothing_stays_behind():
+def test_hooks_are_removed():
     attention = CascadedGroupAttention(16, 2, 8, 7, (3, 3), norm_cfg=dict(type='BN'))
-    found = only(attention, torch.randn(1, 16, 7, 7))
+    found = capture_one(attention, torch.randn(1, 16, 7, 7))
     assert not attention._forward_hooks and not attention._forward_pre_hooks
     found = []
     with pytest.raises(ZeroDivisionError), capture_maps(attention, found.append):

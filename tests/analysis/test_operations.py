@@ -1,4 +1,4 @@
-"""Every operation counts as what it is, whatever the profiler calls it."""
+"""Operations are classified whatever name the profiler gives them."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from evit_mm.analysis.operations import (
 )
 
 
-def test_a_name_has_one_kind():
+def test_every_name_has_one_kind():
     names = [_bare(name) for _, _, names in _TABLE for name in names.split()]
     assert len(names) == len(set(names))
     assert {kind for kind, _, _ in _TABLE} == set(KINDS)
@@ -48,13 +48,13 @@ def test_names(kind, names):
     assert {name: classify([name]) for name in names} == {name: kind for name in names}
 
 
-def test_work_on_behalf_of_others():
+def test_callees_have_the_kind_of_their_caller():
     assert classify(['aten::empty', 'aten::native_batch_norm', 'aten::batch_norm']) == NORM
     assert classify(['aten::fill_', 'aten::zero_', 'aten::zeros', 'SliceBackward0']) == COPY
     assert classify(['aten::sum', 'autograd::engine::evaluate_function: AddmmBackward0']) == COMPUTE
     assert classify(['aten::unheard_of', 'aten::conv2d']) == COMPUTE
-    assert classify(['aten::empty']) == COPY  # of nobody
-    assert classify(['aten::copy_', 'aten::conv2d']) == COPY  # a copy is one wherever it happens
+    assert classify(['aten::empty']) == COPY  # without a caller
+    assert classify(['aten::copy_', 'aten::conv2d']) == COPY  # a copy stays a copy
 
 
 @pytest.mark.parametrize('name, kind', [
@@ -65,5 +65,5 @@ def test_work_on_behalf_of_others():
     ('cpp_fused_constant_pad_nd_clone_1', COPY),
     ('cpp_fused_nobody_knows_1', OTHER),
 ])
-def test_fused_kernels_count_by_their_heaviest_part(name, kind):
+def test_fused_kernels_have_the_kind_of_their_main_part(name, kind):
     assert classify([name]) == kind

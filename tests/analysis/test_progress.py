@@ -1,4 +1,4 @@
-"""Long work shows on a terminal how far it is, and leaves nothing of that anywhere else."""
+"""Progress bars are shown on terminals, and nowhere else."""
 
 import io
 import re
@@ -9,10 +9,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from evit_mm.cli import run_tool
-from evit_mm.cli.analyze import analyze, analyze_parser
-
-# What each analysis is given, and its bars: what they say, how much there is, and of what.
+# Arguments of each analysis, and its bars: description, total, unit.
 ANALYSES = {
     'runtime': ('m0 --shape 64 64 --repeats 2', [('', 1, 'model'), ('m0', 2, 'step')]),
     'heads': ('m0 --shape 32 32 --batch 1 --images IMAGES', [('m0', 2, 'image')]),
@@ -28,7 +25,7 @@ ANALYSES = {
 
 
 class Stream(io.StringIO):
-    """What stderr may be."""
+    """Replacement of stderr."""
 
     def __init__(self, terminal):
         super().__init__()
@@ -40,25 +37,25 @@ class Stream(io.StringIO):
 
 @pytest.mark.parametrize('terminal', [True, False])
 @pytest.mark.parametrize('name', ANALYSES)
-def test_bars_on_terminals_alone(name, terminal, tmp_path, monkeypatch):
+def test_bars_on_terminals_only(name, terminal, tmp_path, monkeypatch, command):
     if name == 'channels':
         pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     (tmp_path / 'images').mkdir()
     for index in range(2):
         Image.effect_noise((64, 64), 60).save(tmp_path / 'images' / f'{index}.png')
     arguments, bars = ANALYSES[name]
-    # Every step is shown, however short it is.
+    # Every step is shown, however short.
     monkeypatch.setattr(tqdm, '__init__', partialmethod(tqdm.__init__, mininterval=0))
     monkeypatch.setattr(sys, 'stderr', Stream(terminal))
-    assert run_tool(analyze_parser(), analyze, [
-        name, *arguments.replace('IMAGES', str(tmp_path / 'images')).split(),
-        '--out', str(tmp_path / 'out')]) == 0
+    command(name, *arguments.replace('IMAGES', str(tmp_path / 'images')).split(),
+            '--out', tmp_path / 'out')
     shown = sys.stderr.getvalue()
     if not terminal:
         assert not shown
         return
-    for says, total, unit in bars:
+    for description, total, unit in bars:
         for percent, done in ((0, 0), (100, total)):
-            assert re.search(rf'\r{says}{": " * bool(says)} *{percent}%\|[^|]*\| {done}/{total} '
-                             rf'\[[^\r]*{unit}', shown), (says, shown)
-    assert shown.endswith('\r')  # the last one is wiped away
+            assert re.search(
+                rf'\r{description}{": " * bool(description)} *{percent}%\|[^|]*\| {done}/{total} '
+                rf'\[[^\r]*{unit}', shown), (description, shown)
+    assert shown.endswith('\r')  # the last bar is cleared

@@ -1,4 +1,4 @@
-"""Kinds of time add up to all of it, in every form and mode, and mistakes are sentences."""
+"""Times of all kinds add up to the total, in every form and mode."""
 
 import json
 from types import SimpleNamespace
@@ -18,17 +18,15 @@ from evit_mm.analysis.runtime import (
     average,
     build_step,
     profile_step,
-    summarise,
+    summarize,
 )
-from evit_mm.cli import run_tool
-from evit_mm.cli.analyze import analyze, analyze_parser
 from evit_mm.errors import UserError
 
 CPU = torch.device('cpu')
 
 
 def event(name, own, parent=None, kernels=()):
-    """What a profile looks like, as far as `Profile` looks at it; times in microseconds."""
+    """Return an event of a profile with the attributes that `Profile` reads; in microseconds."""
     return SimpleNamespace(
         name=name, self_cpu_time_total=own, cpu_parent=parent, device_type=DeviceType.CPU,
         kernels=[SimpleNamespace(name=kernel, duration=time) for kernel, time in kernels])
@@ -40,7 +38,7 @@ def kernel(name, time, *, annotation=False):
                            time_range=SimpleNamespace(elapsed_us=lambda: time))
 
 
-def by_hand():
+def hand_made_events():
     convolution = event('aten::conv2d', 1)
     return [convolution, event('aten::mkldnn_convolution', 39, convolution),
             event('aten::empty', 2, convolution), event('aten::copy_', 10),
@@ -48,31 +46,31 @@ def by_hand():
             event('aten::max_pool2d', 5)]
 
 
-def test_a_profile_by_hand():
-    found = Profile.of(by_hand())
+def test_hand_made_profile():
+    found = Profile.from_events(hand_made_events())
     assert found.kinds == pytest.approx({COMPUTE: .042, COPY: .010, ADD: .008, NORM: .020,
                                          SOFTMAX: .015, OTHER: .005})
     assert found.total == pytest.approx(.1) and sum(found.shares.values()) == pytest.approx(1)
     assert found.memory_bound() == pytest.approx(.38)
     assert found.memory_bound(with_softmax=True) == pytest.approx(.53)
-    item = summarise(found)
+    item = summarize(found)
     assert item['largest_of_other'] == [{'operation': 'aten::max_pool2d', 'ms': .005}]
     assert item['operations'][0] == {'operation': 'aten::mkldnn_convolution', 'kind': COMPUTE,
                                      'ms': .039}
 
 
-def test_kernels_count_as_what_started_them():
+def test_kernels_have_the_kind_of_the_operation_that_launched_them():
     softmax = event('aten::softmax', 100)
     events = [softmax, event('aten::_softmax', 50, softmax, [('void softmax_warp<...>', 30)]),
               event('aten::empty', 7), kernel('void softmax_warp<...>', 30),
               kernel('triton_poi_fused_add_0', 20), kernel('## a range ##', 99, annotation=True)]
-    found = Profile.of(events, on_device=True)
+    found = Profile.from_events(events, on_device=True)
     assert found.total == pytest.approx(.05)
     assert {kind: time for kind, time in found.kinds.items() if time} == pytest.approx(
         {SOFTMAX: .03, ADD: .02})
 
 
-def test_the_middle_half_is_averaged():
+def test_middle_half_is_averaged():
     times = [100, 1, 4, 2]  # of which 2 and 4 are the middle
     found = average([Profile({(COPY, 'aten::copy_'): time}, time) for time in times])
     assert found.total == 3 and found.kinds[COPY] == 3
@@ -82,38 +80,38 @@ def test_the_middle_half_is_averaged():
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('name', ['m0', 'timm://swin_tiny_patch4_window7_224',
                                   'timm://deit_tiny_patch16_224', 'torchvision://resnet50'])
-def test_kinds_are_all_of_the_time(name, train):
-    """With the reference's own sum beside ours; next to nothing may be left to 'other'."""
+def test_kinds_add_up_to_the_total(name, train):
+    """The sum equals the profiler's own; almost nothing is left to 'other'."""
     step = build_step(name, torch.randn(2, 3, 64, 64), train=train)
     step()
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         step()
-    found = Profile.of(profiler.events())
+    found = Profile.from_events(profiler.events())
     total = profiler.key_averages().self_cpu_time_total / 1e3
     assert sum(found.kinds.values()) == pytest.approx(total, rel=0.01)
     assert found.total == pytest.approx(total, rel=0.01)
     assert sum(found.shares.values()) == pytest.approx(1)
-    # Operations that no table knows have no share that could be seen.
+    # Operations that are not in the table have no visible share.
     pooling = sum(time for (kind, name), time in found.times.items()
                   if kind == OTHER and 'pool' in name.lower())
     assert (found.kinds[OTHER] - pooling) / total < 0.05
     assert found.kinds[COMPUTE] > 0 and found.kinds[NORM] > 0 and found.kinds[COPY] > 0
 
 
-@pytest.mark.parametrize('config, size, train', [
-    ('retinanet_evit_m0_coco', 64, True), ('upernet_evit_m0_ade20k', 64, True),
-    ('mask_rcnn_evit_m0_coco', 64, False),
-    pytest.param('mask_rcnn_evit_m0_coco', 64, True, marks=pytest.mark.slow),
-    pytest.param('retinanet_evit_m0_coco', 64, False, marks=pytest.mark.slow),
-    pytest.param('upernet_evit_m0_ade20k', 64, False, marks=pytest.mark.slow)])
-def test_whole_models(repository, config, size, train):
+@pytest.mark.parametrize('config, train', [
+    ('retinanet_evit_m0_coco', True), ('upernet_evit_m0_ade20k', True),
+    ('mask_rcnn_evit_m0_coco', False),
+    pytest.param('mask_rcnn_evit_m0_coco', True, marks=pytest.mark.slow),
+    pytest.param('retinanet_evit_m0_coco', False, marks=pytest.mark.slow),
+    pytest.param('upernet_evit_m0_ade20k', False, marks=pytest.mark.slow)])
+def test_whole_models(repository, config, train):
     """In training, gradients reach the backbone and a head."""
-    step = build_step(str(repository / 'configs' / f'{config}.py'), torch.randn(2, 3, size, size),
+    step = build_step(str(repository / 'configs' / f'{config}.py'), torch.randn(2, 3, 64, 64),
                       train=train)
     step()
     found = profile_step(step, CPU)
     assert found.kinds[COMPUTE] > 0
-    # Mostly pooling and interpolation, at this size. Cutting out Mask R-CNN's regions takes more.
+    # Pooling and interpolation are small, but not the RoIAlign of Mask R-CNN.
     known = sum(time for (kind, name), time in found.times.items()
                 if kind == OTHER and 'roi_align' in name)
     assert not [name for kind, name in found.times if kind == OTHER and 'Fold' in name]
@@ -125,7 +123,7 @@ def test_whole_models(repository, config, size, train):
 
 
 class Toy(nn.Module):
-    """Gives nested outputs, one of which can't be trained."""
+    """Model with nested outputs, one of which has no gradient."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +134,7 @@ class Toy(nn.Module):
         return {'maps': [out, (out * 2,)], 'count': 3, 'largest': out.argmax()}
 
 
-def test_a_training_step_reaches_every_output():
+def test_training_step_uses_every_output():
     images, model = torch.randn(1, 3, 4, 4), Toy()
     Step(model, images, train=True)()
     found = model.layer.bias.grad.clone()
@@ -148,14 +146,14 @@ def test_a_training_step_reaches_every_output():
     assert not model.training
 
 
-def test_nothing_to_train_is_said(tmp_path, monkeypatch):
+def test_model_without_gradients_is_reported(tmp_path, monkeypatch):
     step = Step(nn.ReLU(), torch.randn(1, 3, 4, 4), train=True)
     monkeypatch.setattr(runtime, 'build_step', lambda *_, **__: step)
-    with pytest.raises(UserError, match="m0 can't run on .* in training: .*none of its outputs"):
-        run(tmp_path, 'm0', '--mode', 'train')
+    with pytest.raises(UserError, match="m0 can't run on .* in training: .*has a gradient"):
+        analyze(tmp_path, 'm0', mode='train')
 
 
-def test_the_deploy_form_has_no_normalisation():
+def test_deploy_form_has_no_normalisation():
     found = profile_step(build_step('m0:deploy', torch.randn(1, 3, 64, 64)), CPU)
     assert found.kinds[NORM] == 0 and found.kinds[COMPUTE] > 0
 
@@ -170,13 +168,12 @@ def test_fused_attention_can_be_taken_apart():
     assert any('scaled_dot_product' in name for _, name in shares[0])
 
 
-def run(tmp_path, *arguments):
-    return analyze_runtime(analyze_parser().parse_args(
-        ['runtime', *map(str, arguments), '--repeats', '1', '--out', str(tmp_path)]))
+def analyze(tmp_path, *models, **keywords):
+    return analyze_runtime(models, repeats=1, out=tmp_path, **keywords)
 
 
 def test_models_side_by_side(tmp_path, capsys):
-    found = run(tmp_path, 'm0', 'timm://deit_tiny_patch16_224', '--shape', 64, 96)
+    found = analyze(tmp_path, 'm0', 'timm://deit_tiny_patch16_224', shape=(64, 96))
     printed = capsys.readouterr().out
     assert list(found) == ['m0', 'timm://deit_tiny_patch16_224']
     content = json.loads((tmp_path / 'runtime.json').read_text())
@@ -192,7 +189,7 @@ def test_models_side_by_side(tmp_path, capsys):
         assert f'other of {name}:' in printed
 
 
-def test_training_adds_up_to_what_the_profiler_says(tmp_path, monkeypatch):
+def test_training_adds_up_to_the_total(tmp_path, monkeypatch):
     profilers = []
 
     def recorded(**options):
@@ -200,14 +197,14 @@ def test_training_adds_up_to_what_the_profiler_says(tmp_path, monkeypatch):
         return profilers[-1]
 
     monkeypatch.setattr(runtime, 'profile', recorded)
-    item = run(tmp_path, 'm0', '--mode', 'train', '--batch', 2, '--shape', 64, 64)['m0']
+    item = analyze(tmp_path, 'm0', mode='train', batch=2, shape=(64, 64))['m0']
     (profiler,) = profilers
     total = profiler.key_averages().self_cpu_time_total / 1e3
     assert sum(item['kinds_ms'].values()) == pytest.approx(total, rel=0.01)
     assert any('backward' in entry['operation'].lower() for entry in item['operations'])
 
 
-def test_an_interruption_keeps_the_first_model(tmp_path, monkeypatch, capsys):
+def test_interruption_keeps_the_first_model(tmp_path, monkeypatch):
     measure, measured = runtime._measure, []
 
     def interrupted(name, *arguments):
@@ -217,44 +214,56 @@ def test_an_interruption_keeps_the_first_model(tmp_path, monkeypatch, capsys):
         return measure(name, *arguments)
 
     monkeypatch.setattr(runtime, '_measure', interrupted)
-    arguments = ['runtime', 'm0', 'm1', '--shape', '64', '64', '--repeats', '1', '--out',
-                 str(tmp_path)]
-    assert run_tool(analyze_parser(), analyze, arguments) == 130
-    assert 'what was saved is kept' in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        analyze(tmp_path, 'm0', 'm1', shape=(64, 64))
     first = json.loads((tmp_path / 'runtime.json').read_text())['items']
     assert list(first) == ['m0']
-    assert run_tool(analyze_parser(), analyze, arguments) == 0
+    analyze(tmp_path, 'm0', 'm1', shape=(64, 64))
     assert measured == ['m0', 'm1', 'm1']
     items = json.loads((tmp_path / 'runtime.json').read_text())['items']
     assert list(items) == ['m0', 'm1'] and items['m0'] == first['m0']
 
 
-def test_a_second_run_adds_what_is_missing(tmp_path, monkeypatch):
-    first = run(tmp_path, 'm0', '--shape', 64, 64)
+def test_second_run_reuses_results(tmp_path, monkeypatch):
+    first = analyze(tmp_path, 'm0', shape=(64, 64))
     monkeypatch.setattr('evit_mm.analysis.runtime.build_step', None)  # nothing to build
-    assert run(tmp_path, 'm0', '--shape', 64, 64) == first
-    with pytest.raises(UserError, match='mode: inference there, train here'):
-        run(tmp_path, 'm0', '--shape', 64, 64, '--mode', 'train')
+    assert analyze(tmp_path, 'm0', shape=(64, 64)) == first
+    with pytest.raises(UserError, match='mode: inference in the file, train in this run'):
+        analyze(tmp_path, 'm0', shape=(64, 64), mode='train')
 
 
-@pytest.mark.parametrize('match, arguments', [
-    ('no model', ['m9']),
-    ('is no form', ['m0', 'm4:fast']),
-    ('has no deploy form', ['torchvision://resnet50:deploy']),
-    ("deploy form can't be trained", ['m0:deploy', '--mode', 'train']),
-    ('--shape must be positive', ['m0', '--shape', 0, 64]),
-    ('--batch must be positive', ['m0', '--batch', 0]),
-    ('--device quantum', ['m0', '--device', 'quantum']),
-    ("takes no such argument", ['m0', '--options', 'size=3']),
-    ("can't run on", ['m0', '--mode', 'train', '--shape', 64, 64, '--batch', 1]),
-    ('needs more memory than', ['m0', '--batch', 10 ** 9]),
+@pytest.mark.parametrize('match, models, keywords', [
+    ('no model', ['m9'], {}),
+    ('m4:fast', ['m0', 'm4:fast'], {}),
+    ('has no deploy form', ['torchvision://resnet50:deploy'], {}),
+    ("deploy form can't be trained", ['m0:deploy'], dict(mode='train')),
+    ('--shape must be positive', ['m0'], dict(shape=(0, 64))),
+    ('--batch must be positive', ['m0'], dict(batch=0)),
+    ('--device quantum', ['m0'], dict(device='quantum')),
+    ("takes no such argument", ['m0'], dict(options={'size': 3})),
+    ("can't run on", ['m0'], dict(mode='train', shape=(64, 64), batch=1)),
+    ('needs more memory than', ['m0'], dict(batch=10 ** 9)),
 ])
-def test_mistakes_are_told(tmp_path, match, arguments):
+def test_mistakes(tmp_path, match, models, keywords):
     with pytest.raises(UserError, match=match):
-        run(tmp_path, *arguments)
+        analyze(tmp_path, *models, **keywords)
 
 
-def test_what_was_measured_before_a_failure_is_kept(tmp_path):
-    with pytest.raises(UserError, match='no such config'):
-        run(tmp_path, 'm0', 'absent.py', '--shape', 64, 64)
+def test_results_before_a_failure_are_kept(tmp_path):
+    with pytest.raises(UserError, match='no such .*absent.py'):
+        analyze(tmp_path, 'm0', 'absent.py', shape=(64, 64))
     assert list(json.loads((tmp_path / 'runtime.json').read_text())['items']) == ['m0']
+
+
+def test_command_line(tmp_path, monkeypatch, command):
+    """Every flag arrives as the keyword of the same name."""
+    received = []
+    monkeypatch.setattr(runtime, 'analyze_runtime',
+                        lambda *args, **keywords: received.append((args, keywords)))
+    command('runtime', 'm0', 'm1:deploy', '--mode', 'train', '--shape', 64, 96, '--batch', 3,
+            '--repeats', 4, '--unfused', '--options', 'norm_eval=True', '--out', tmp_path,
+            '--overwrite', '--device', 'cuda', '--threads', 3, '--seed', 5)
+    assert received == [((['m0', 'm1:deploy'],), dict(
+        mode='train', shape=[64, 96], batch=3, repeats=4, unfused=True,
+        options={'norm_eval': True}, out=tmp_path, overwrite=True, device='cuda', threads=3,
+        seed=5))]

@@ -1,8 +1,8 @@
-"""Taylor importance of channels, and their removal to a budget of multiply-adds.
+"""Taylor importance of channels, and removal of channels to a budget of multiply-adds.
 
 Molchanov et al., Importance Estimation for Neural Network Pruning (CVPR 2019): the importance of a
-channel with a gate on it is (gate * dLoss/dgate) ** 2, averaged over batches; all channels of the
-network are ranked together, the last ones are removed, and the rest is ranked anew.
+gated channel is (gate * dLoss/dgate) ** 2, averaged over batches. All channels of the network are
+ranked together, the least important ones are removed, and the rest is ranked again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,22 +20,22 @@ __all__ = ['LossSource', 'Ranking', 'Removal', 'check_budget', 'lowest_share', '
 
 
 class LossSource(Protocol):
-    """Where a model's loss comes from: the same batches each time."""
+    """Batches and the loss of a model on them."""
 
     def batches(self) -> Iterator[Any]:
-        """The batches, the same ones at every call."""
+        """Yield the batches; the same ones at every call."""
 
     def loss(self, batch: Any) -> Tensor:
-        """The model's loss of a batch, a scalar that can be differentiated."""
+        """Return the model's loss on a batch, a differentiable scalar."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What each channel is worth.
+    """Importance of all channels.
 
     Attributes:
         importance: By site, (count,); 0 for masked channels.
-        loss: The mean loss of the batches.
+        loss: Mean loss of the batches.
     """
 
     importance: Mapping[str, Tensor]
@@ -44,12 +44,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Removal:
-    """One step.
+    """One step of a removal.
 
     Attributes:
-        removed: The channels that this step removed, by site.
-        macs: Multiply-adds that are left.
-        loss: The mean loss before the step.
+        removed: Indices of the channels that the step removed, by site.
+        macs: Remaining multiply-adds.
+        loss: Mean loss before the step.
     """
 
     removed: Mapping[str, list[int]]
@@ -59,17 +59,16 @@ class Removal:
 
 def rank(sites: Sequence[Site], kept: Mapping[str, Tensor], source: LossSource, *,
          after_batch: Callable[[], Any] = lambda: None) -> Ranking:
-    """Measure the importance of the channels that are there.
+    """Measure the importance of the channels that are not masked.
 
     Args:
         sites: The channels.
         kept: Masks by site, (count,) of 0 and 1.
         source: The loss; the model's parameters need no gradients.
-        after_batch: Called after each.
+        after_batch: Called after each batch.
 
     Raises:
-        UserError: If the loss is not a finite number or depends on no channel, or there is no
-            batch.
+        UserError: If the loss is not finite or depends on no channel, or there are no batches.
     """
     total = [torch.zeros(site.count, dtype=torch.float64) for site in sites]
     loss_sum, number = 0.0, 0
@@ -77,9 +76,9 @@ def rank(sites: Sequence[Site], kept: Mapping[str, Tensor], source: LossSource, 
         with gated(sites, kept) as gates:
             loss = source.loss(batch)
             if not loss.isfinite():
-                raise UserError(f'the loss of batch {number + 1} is {loss.item()}, so nothing can '
-                                'be ranked by it: are these the weights of a model that works?')
-            # Without a gradient: parts whose output the loss does not use.
+                raise UserError(f'the loss of batch {number + 1} is {loss.item()}, so channels '
+                                'can\'t be ranked by it: check the weights of the model')
+            # Parts whose output the loss does not use have no gradient.
             slopes = torch.autograd.grad(loss, gates, materialize_grads=True)
         for sum_, gate, slope in zip(total, gates, slopes, strict=True):
             sum_ += (gate.detach() * slope).cpu().double() ** 2
@@ -87,16 +86,16 @@ def rank(sites: Sequence[Site], kept: Mapping[str, Tensor], source: LossSource, 
         number += 1
         after_batch()
     if not number:
-        raise UserError('there is not one batch to compute a loss of')
+        raise UserError('there are no batches by whose loss to rank channels')
     if not any(sum_.any() for sum_ in total):
-        raise UserError('no channel changes the loss at all: in a fresh EfficientViT all residual '
-                        'branches start at zero, so name trained weights with --checkpoint')
+        raise UserError('no channel changes the loss: in an untrained EfficientViT all residual '
+                        'branches are zero, so pass trained weights with --checkpoint')
     return Ranking({site.name: sum_ / number for site, sum_ in zip(sites, total, strict=True)},
                    loss_sum / number)
 
 
 def lowest_share(sites: Sequence[Site], cost: Mapping[str, int], total: int) -> float:
-    """The share of the multiply-adds that is left when each site has one channel."""
+    """Return the share of multiply-adds that remains with one channel per site."""
     return 1 - sum((site.count - 1) * cost[site.name] for site in sites) / total
 
 
@@ -104,43 +103,43 @@ def check_budget(sites: Sequence[Site], cost: Mapping[str, int], total: int, bud
     """Check that a budget can be reached.
 
     Args:
-        sites: The channels that may go.
-        cost: Multiply-adds that one channel less saves, by site.
+        sites: The channels that may be removed.
+        cost: Multiply-adds saved by removing one channel, by site.
         total: Multiply-adds of the whole model.
-        budget: The share to keep.
+        budget: Share of the multiply-adds to keep.
 
     Raises:
-        UserError: If it can't; the lowest that can is named, if there is one.
+        UserError: If it can't be reached; names the lowest budget that can, if there is one.
     """
     if not 0 < budget < 1:
-        raise UserError(f'--budget {budget:g} is not between 0 and 1: it is the share of the '
-                        'multiply-adds to keep')
+        raise UserError(f'--budget, the share of the multiply-adds to keep, must be between 0 and '
+                        f'1, got {budget:g}')
     lowest = lowest_share(sites, cost, total)
     if lowest >= 1:
-        raise UserError('these kinds save nothing in this model: without their channels all '
-                        'multiply-adds remain, so choose others with --kinds')
+        raise UserError('removing channels of these kinds saves no multiply-adds in this model: '
+                        'choose others with --kinds')
     if budget < lowest:
         raise UserError(
-            f'--budget {budget:g} is out of reach: with one channel left wherever some may go, '
-            f'{lowest:.3f} of the multiply-adds remain, so choose from {_rounded_up(lowest):g} to '
-            'less than 1')
+            f'--budget {budget:g} can\'t be reached: with one channel per head and feed-forward '
+            f'part, {lowest:.3f} of the multiply-adds remain, so choose from '
+            f'{_round_up(lowest):g} to less than 1')
 
 
 def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget: float, steps: int,
           ranking: Callable[[Mapping[str, Tensor]], Ranking], done: Sequence[Removal] = ()
           ) -> Iterator[Removal]:
-    """Remove the least important channels step by step.
+    """Remove the least important channels in several steps.
 
-    Each step removes an equal part of the multiply-adds that have to go, and passes its mark by
-    less than one channel. Every site keeps one channel, so that the network stays connected.
+    Each step removes an equal part of the multiply-adds, up to the cost of one channel more. Every
+    site keeps one channel, so that the network stays connected.
 
     Args:
-        sites: The channels that may go.
-        cost: Multiply-adds that one channel less saves, by site.
+        sites: The channels that may be removed.
+        cost: Multiply-adds saved by removing one channel, by site.
         total: Multiply-adds of the whole model.
-        budget: The share to keep.
+        budget: Share of the multiply-adds to keep.
         steps: Number of steps.
-        ranking: Ranks the channels that the masks leave.
+        ranking: Ranks the channels that the given masks keep.
         done: Steps of an earlier run, which are not repeated.
 
     Yields:
@@ -153,11 +152,11 @@ def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget:
     kept = replay(sites, done)
     macs = done[-1].macs if done else total
     for step in range(len(done), steps):
-        mark = total * (1 - (1 - budget) * (step + 1) / steps)
+        target = total * (1 - (1 - budget) * (step + 1) / steps)
         ranked = ranking(kept)
         removed: dict[str, list[int]] = {}
         for site, channel in _least_first(sites, kept, ranked.importance):
-            if macs <= mark:
+            if macs <= target:
                 break
             if kept[site.name].sum() > 1:
                 kept[site.name][channel] = 0
@@ -167,7 +166,7 @@ def prune(sites: Sequence[Site], cost: Mapping[str, int], total: int, *, budget:
 
 
 def replay(sites: Sequence[Site], steps: Sequence[Removal]) -> dict[str, Tensor]:
-    """The masks, (count,) of 0 and 1 by site, after some steps."""
+    """Return the masks after some steps: (count,) of 0 and 1, by site."""
     kept = {site.name: torch.ones(site.count) for site in sites}
     for step in steps:
         for name, channels in step.removed.items():
@@ -177,14 +176,14 @@ def replay(sites: Sequence[Site], steps: Sequence[Removal]) -> dict[str, Tensor]
 
 def _least_first(sites: Sequence[Site], kept: Mapping[str, Tensor],
                  importance: Mapping[str, Tensor]) -> list[tuple[Site, int]]:
-    """The channels that are there, least important first; of equals, the network's first."""
-    ranked = [(float(importance[site.name][channel]), place, int(channel), site)
-              for place, site in enumerate(sites)
+    """Return the remaining channels, least important first; ties in the order of the network."""
+    ranked = [(float(importance[site.name][channel]), index, int(channel), site)
+              for index, site in enumerate(sites)
               for channel in kept[site.name].nonzero().flatten()]
-    return [(site, channel) for _, _, channel, site in sorted(ranked, key=lambda one: one[:3])]
+    return [(site, channel) for _, _, channel, site in sorted(ranked, key=lambda entry: entry[:3])]
 
 
-def _rounded_up(share: float) -> float:
+def _round_up(share: float) -> float:
     scale = 1000
     while int(share * scale + 1) >= scale:  # more digits for shares that would become 1
         scale *= 10

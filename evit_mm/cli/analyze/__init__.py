@@ -1,24 +1,31 @@
-"""The flags of tools/analyze.py, a file for each analysis."""
+"""The command `analyze`, with one module per analysis."""
 
 import argparse
 
-from .channels import add_channels_parser
-from .heads import add_heads_parser
-from .proportion import add_proportion_parser
-from .runtime import add_runtime_parser
+from . import channels, heads, proportion, runtime
 
-DESCRIPTION = ('The three analyses of the EfficientViT paper (section 2), on any model: where time '
-               'goes, which heads are alike, which channels matter.')
+__all__ = ['DESCRIPTION', 'add_arguments', 'run']
+
+DESCRIPTION = ('The analyses of the EfficientViT paper (section 2), for any model: where the time '
+               'goes, which heads are alike, which channels matter, what attention costs.')
+
+_ANALYSES = {
+    'runtime': (runtime, 'share of the run time by kind of operation'),
+    'proportion': (proportion, 'memory-bound time against the share of attention layers'),
+    'heads': (heads, 'similarity of the attention maps of a block\'s heads'),
+    'channels': (channels, 'importance of channels, and their removal to a budget'),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the analyses as subcommands."""
-    analyses = parser.add_subparsers(required=True, metavar='ANALYSIS')
-    for add_parser in (add_runtime_parser, add_proportion_parser, add_heads_parser,
-                       add_channels_parser):
-        add_parser(analyses)
+    """Add a subparser for each analysis."""
+    subparsers = parser.add_subparsers(dest='analysis', required=True, metavar='ANALYSIS')
+    for name, (module, summary) in _ANALYSES.items():
+        module.add_arguments(subparsers.add_parser(name, help=summary,
+                                                   description=module.DESCRIPTION))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the chosen analysis."""
-    args.action(args)
+    """Run the analysis that the command line selects."""
+    module, _ = _ANALYSES[args.analysis]
+    module.run(args)

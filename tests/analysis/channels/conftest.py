@@ -1,4 +1,4 @@
-"""Small networks whose blocks do something: fresh ones are the identity."""
+"""Small networks whose branches are not zero, unlike those of fresh ones."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,7 @@ from torch import nn
 from evit_mm.models import EfficientViT
 
 
-def _randomised(model: nn.Module) -> nn.Module:
-    """The same model in eval mode, with a BN that scales and shifts."""
+def _randomise_norms(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -22,19 +21,19 @@ def _randomised(model: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def randomised() -> Callable[[nn.Module], nn.Module]:
-    """Gives a model BN parameters and statistics that matter, and puts it into eval mode."""
-    return _randomised
+    """Give a model random BN parameters and statistics, and set eval mode."""
+    return _randomise_norms
 
 
 @pytest.fixture
 def backbone() -> EfficientViT:
-    """A narrow EfficientViT of one block per stage."""
-    return _randomised(EfficientViT(arch=dict(
+    """A narrow EfficientViT with one block per stage."""
+    return _randomise_norms(EfficientViT(arch=dict(
         embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2), key_dims=(8, 8, 8))))
 
 
 class Squares:
-    """The loss of a plain module: the mean square of its outputs."""
+    """Mean square of a module's outputs as its loss."""
 
     def __init__(self, model: nn.Module, *inputs: torch.Tensor) -> None:
         self.model, self.inputs = model, inputs
@@ -50,5 +49,5 @@ class Squares:
 
 @pytest.fixture
 def squares() -> type[Squares]:
-    """Makes a `LossSource` of a module and its inputs."""
+    """A `LossSource` for a module and its inputs."""
     return Squares

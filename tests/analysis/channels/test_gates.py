@@ -1,4 +1,4 @@
-"""Gates of 1 change nothing, gates of 0 are networks without the channel."""
+"""Gates of 1 change nothing; gates of 0 are networks without the channel."""
 
 from copy import deepcopy
 
@@ -16,7 +16,7 @@ BN = dict(type='BN')
 
 
 def masks(sites, removed):
-    """All ones but the named channels: {site: channels}."""
+    """Return masks of ones, with zeros for ``removed``: {site: channels}."""
     kept = {site.name: torch.ones(site.count) for site in sites}
     for name, channels in removed.items():
         kept[name][channels] = 0
@@ -53,7 +53,7 @@ def test_gates_of_one_change_no_bit(backbone):
 
 
 def test_all_channels_are_found(backbone):
-    """Per block: each head's QK and V, two FFN; two more FFN lead to each later stage."""
+    """Per block QK and V of each head and two FFN; two more FFN per downsampling."""
     found = [(site.block, site.kind, site.width, site.count) for site in find_sites(backbone)]
     assert found[:6] == [
         ('1.1', 'FFN', 16, 32), ('1.1', 'QK', 16, 8), ('1.1', 'V', 16, 8), ('1.1', 'QK', 16, 8),
@@ -67,7 +67,7 @@ def test_all_channels_are_found(backbone):
             (block, 'FFN', 24, 96))]
 
 
-def test_a_masked_hidden_channel_takes_its_contribution_along(randomised):
+def test_masked_hidden_channel_removes_its_contribution(randomised):
     ffn = randomised(FeedForward(6, 12, norm_cfg=BN))
     [site] = find_sites(ffn)
     x = torch.randn(2, 6, 5, 4)
@@ -88,7 +88,7 @@ def copy_rows(to, source, rows, columns=slice(None)):
         getattr(to.norm, name).data = getattr(source.norm, name).data[rows].clone()
 
 
-def test_masked_hidden_channels_are_as_good_as_removed(randomised):
+def test_masked_hidden_channels_equal_removed_ones(randomised):
     ffn = randomised(FeedForward(6, 12, norm_cfg=BN))
     [site] = find_sites(ffn)
     left = [0, 1, 4, 5, 6, 8, 9, 11]
@@ -100,8 +100,8 @@ def test_masked_hidden_channels_are_as_good_as_removed(randomised):
                                run(smaller, x))
 
 
-def test_masked_query_and_key_channels_are_as_good_as_removed(randomised):
-    """Other channels in each head; the scale stays that of the wider head."""
+def test_masked_query_and_key_channels_equal_removed_ones(randomised):
+    """Other channels in each head; the scale is that of the wider head."""
     attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     nn.init.normal_(attention.attention_biases)
     lefts = [[0, 2, 3, 7], [1, 4, 5, 6]]
@@ -123,7 +123,7 @@ def test_masked_query_and_key_channels_are_as_good_as_removed(randomised):
     assert not torch.allclose(masked, run(attention, x), atol=1e-3)
 
 
-def test_a_masked_value_feeds_neither_projection_nor_next_head(randomised):
+def test_masked_value_feeds_neither_projection_nor_next_head(randomised):
     attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     sites = find_sites(attention)
     first = next(site for site in sites if site.kind == 'V')
@@ -137,8 +137,7 @@ def test_a_masked_value_feeds_neither_projection_nor_next_head(randomised):
 
 
 @pytest.mark.parametrize('build', [small_deit, small_swin])
-def test_timms_channels_are_the_rows_of_its_weights(build):
-    """A masked channel is one whose weights and biases are 0."""
+def test_masked_channels_of_timm_equal_zero_weights(build):
     model = build()
     for parameter in model.parameters():  # fresh ones are too small to see one channel
         nn.init.normal_(parameter, std=0.3)
@@ -165,8 +164,7 @@ def test_timms_channels_are_the_rows_of_its_weights(build):
 
 
 @pytest.mark.parametrize('shape', [(64, 64), (96, 144)])
-def test_costs_are_what_narrower_networks_save(backbone, shape):
-    """Counted on networks that are built narrower: one FFN or QK channel less everywhere."""
+def test_costs_equal_savings_of_narrower_networks(backbone, shape):
     image = torch.zeros(1, 3, *shape)
     sites = find_sites(backbone)
     cost = macs_per_channel(backbone, sites, image)
@@ -183,7 +181,7 @@ def test_costs_are_what_narrower_networks_save(backbone, shape):
 
 @pytest.mark.parametrize(('build', 'tokens', 'windows'),
                          [(small_deit, 5, [1, 1]), (small_swin, 16, [4, 1, 1])])
-def test_timms_costs_by_hand(build, tokens, windows):
+def test_costs_of_timm_by_hand(build, tokens, windows):
     model = build()
     sites = find_sites(model)
     cost = macs_per_channel(model, sites, torch.zeros(1, 3, 32, 32))
@@ -196,7 +194,7 @@ def test_timms_costs_by_hand(build, tokens, windows):
                          for kind, (_, width) in kinds.items()}
 
 
-def test_what_is_not_known_is_told():
+def test_unknown_kinds_are_refused():
     with pytest.raises(UserError, match='Sequential has no channels'):
         find_sites(nn.Sequential(nn.Conv2d(3, 4, 1)))
     timm = pytest.importorskip('timm')
@@ -205,5 +203,5 @@ def test_what_is_not_known_is_told():
     with pytest.raises(UserError, match='blocks.0.attn normalises'):
         find_sites(vit)
     swin = timm.create_model('swinv2_tiny_window8_256', embed_dim=12, depths=(1,), num_heads=(1,))
-    with pytest.raises(UserError, match='does not know'):
+    with pytest.raises(UserError, match='unsupported kind'):
         find_sites(swin)

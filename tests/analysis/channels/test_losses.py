@@ -1,4 +1,4 @@
-"""The loss is the one of training, on the same batches each time."""
+"""The loss is the training loss, on the same batches each time."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from evit_mm.analysis.channels.losses import FolderLoss, TrainingLoss
-from evit_mm.benchmark.model_factory import build_subject
+from evit_mm.benchmark.model_factory import build_model
 from evit_mm.data import generate_coco
 from evit_mm.engine.config import set_data_root
 from evit_mm.errors import ConfigError, UserError
@@ -26,15 +26,15 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture
-def config(repository, shapes):
-    config = Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_shapes.py')
+def config(small_detector, shapes):
+    config = Config.fromfile(small_detector)
     set_data_root(config, shapes)
     return config
 
 
 @pytest.fixture
-def detector(repository):
-    return build_subject(str(repository / 'configs' / 'retinanet_evit_m0_shapes.py'))
+def detector(small_detector):
+    return build_model(str(small_detector))
 
 
 def values(source):
@@ -43,17 +43,17 @@ def values(source):
 
 
 def test_training_batches_are_the_same_each_time(config, detector):
-    """Order, flips and all; another seed has others."""
+    """Including order and flips; another seed gives other batches."""
     source = TrainingLoss(config, detector, batches=3, batch_size=2, seed=1)
     first = values(source)
     torch.rand(1), np.random.rand()
-    assert first == values(source) and len(first) == source.number == 3
+    assert first == values(source) and len(first) == source.num_batches == 3
     assert values(TrainingLoss(config, detector, batches=3, batch_size=2, seed=1)) == first
     assert values(TrainingLoss(config, detector, batches=3, batch_size=2, seed=2)) != first
     assert source.description == 'training loss of RetinaNet on 3 batches of 2 images'
 
 
-def test_the_training_loss_is_the_sum_that_training_minimises(config, detector):
+def test_training_loss_is_the_sum_that_training_minimises(config, detector):
     source = TrainingLoss(config, detector, batches=1, batch_size=2, seed=0)
     [batch] = source.batches()
     data = detector.data_preprocessor(batch, True)
@@ -64,23 +64,23 @@ def test_the_training_loss_is_the_sum_that_training_minimises(config, detector):
 
 
 def test_few_images_give_few_batches(config, detector):
-    assert TrainingLoss(config, detector, batches=9, batch_size=3, seed=0).number == 3
+    assert TrainingLoss(config, detector, batches=9, batch_size=3, seed=0).num_batches == 3
 
 
 def test_other_training_data_have_other_fingerprints(config, detector, shapes, tmp_path):
-    """Of the images that are used, and of what is annotated in them."""
+    """Images that are used, and their annotations, change it."""
     root = tmp_path / 'coco'
     shutil.copytree(shapes, root)
     set_data_root(config, root)
 
-    def made(seed=0):
+    def make_source(seed=0):
         return TrainingLoss(config, detector, batches=3, batch_size=2, seed=seed)
 
-    source = made()
+    source = make_source()
     fingerprint = source.fingerprint
     first = fingerprint()
     torch.rand(1)
-    assert fingerprint() == first != made(seed=1).fingerprint()
+    assert fingerprint() == first != make_source(seed=1).fingerprint()
     used = {Path(sample.img_path) for batch in source.batches() for sample in batch['data_samples']}
     spare = set((root / 'train2017').iterdir()) - used
     assert len(used) == 6 and len(spare) == 2
@@ -97,10 +97,10 @@ def test_other_training_data_have_other_fingerprints(config, detector, shapes, t
     for instance in content['annotations']:
         instance['bbox'][2] -= 1
     annotations.write_text(json.dumps(content))
-    assert made().fingerprint() != first
+    assert make_source().fingerprint() != first
 
 
-def test_training_data_that_can_not_serve_is_told(config, detector, tmp_path):
+def test_unusable_training_data_is_reported(config, detector, tmp_path):
     settings = dict(batches=1, batch_size=2, seed=0)
     lacking = config.copy()
     lacking.train_dataloader = None
@@ -117,7 +117,7 @@ def test_training_data_that_can_not_serve_is_told(config, detector, tmp_path):
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    """Folders 4, 10 and 2, of 2 images each."""
+    """Folders 4, 10 and 2, with 2 images each."""
     root = tmp_path_factory.mktemp('pictures')
     numbers = np.random.default_rng(0)
     for name in ('4', '10', '2'):
@@ -139,11 +139,11 @@ def test_folders_give_labels(pictures, tmp_path):
     settings = dict(labels='folders', batches=9, batch_size=4, seed=0)
     source = FolderLoss(pictures, classifier(), **settings)
     labels = torch.cat([labels for _, labels in source.batches()]).tolist()
-    assert sorted(labels) == [2, 2, 4, 4, 10, 10] and source.number == 2
+    assert sorted(labels) == [2, 2, 4, 4, 10, 10] and source.num_batches == 2
     assert values(source) == values(source)
     assert 'labels: folders' in source.description
 
-    for name in ('bird', 'ant'):  # as many as classes: in the order of their names
+    for name in ('bird', 'ant'):  # one per class, in the order of their names
         (tmp_path / name).mkdir()
         Image.new('RGB', (40, 40), 'red' if name == 'ant' else 'blue').save(
             tmp_path / name / 'x.jpg')
@@ -154,8 +154,8 @@ def test_folders_give_labels(pictures, tmp_path):
     assert torch.equal(labels, 1 - redder.long())
 
 
-def test_predictions_stand_in_for_labels(pictures):
-    """Those of the whole model: what it becomes later changes no label."""
+def test_predictions_as_labels(pictures):
+    """They are those of the whole model: later changes of the model have no effect."""
     model = classifier()
     source = FolderLoss(pictures, model, labels='predicted', batches=1, batch_size=6, seed=0)
     [(images, labels)] = source.batches()
@@ -163,7 +163,7 @@ def test_predictions_stand_in_for_labels(pictures):
         assert torch.equal(model(images).argmax(1), labels)
         model.head.weight.neg_()
     assert torch.equal(next(source.batches())[1], labels)
-    assert 'no truth' in source.description
+    assert 'not ground truth' in source.description
 
 
 def test_other_images_have_other_fingerprints(pictures):
@@ -177,7 +177,7 @@ def test_other_images_have_other_fingerprints(pictures):
     assert FolderLoss(pictures, classifier(), batches=2, **settings).fingerprint() != first
 
 
-def test_images_that_can_not_serve_are_told(pictures, tmp_path):
+def test_unusable_images_are_reported(pictures, tmp_path):
     settings = dict(batches=1, batch_size=4, seed=0)
 
     def sentence(folder, model=None, labels='folders'):
@@ -186,9 +186,10 @@ def test_images_that_can_not_serve_are_told(pictures, tmp_path):
         return str(told.value)
 
     assert 'no such folder' in sentence(tmp_path / 'absent')
-    assert 'no image' in sentence(tmp_path, labels='predicted')
-    assert 'no labels' in sentence(pictures / '4') and '--labels' in sentence(pictures / '4')
-    assert '3 folders for the 5 classes' in sentence(pictures, classifier(5))
+    assert 'no images' in sentence(tmp_path, labels='predicted')
+    assert 'have no labels' in sentence(pictures / '4') and '--labels' in sentence(pictures / '4')
+    assert '3 subfolders, but the model has 5 classes' in sentence(pictures, classifier(5))
     assert 'no classifier' in sentence(pictures, classifier(0))
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
-    assert 'broken.jpg can\'t be read' in sentence(tmp_path, labels='predicted')
+    told = sentence(tmp_path, labels='predicted')
+    assert 'can\'t read the image' in told and 'broken.jpg' in told

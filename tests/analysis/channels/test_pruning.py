@@ -1,4 +1,4 @@
-"""Importance is the squared slope of the loss, and removal goes down the ranking to the budget."""
+"""Importance is the squared gradient of the gate, and removal follows the ranking."""
 
 from copy import deepcopy
 
@@ -24,10 +24,10 @@ PLANTED, PLAIN, TWINS, DEAD = [5, 1], [0, 7, 3], [2, 6], [4]
 
 
 def planted_ffn():
-    """Hidden channels that all compute the same, but differ in what the projection makes of it.
+    """Return a feed-forward part with equal hidden channels and unequal projection weights.
 
-    The twins share one channel's work, the dead one does none, the planted ones ten times a plain
-    one's, and twenty times.
+    Relative to plain channels, twins have half the weight, the dead one none, and the planted ones
+    20 and 10 times as much.
     """
     ffn = FeedForward(6, 8, norm_cfg=BN).eval()
     nn.init.ones_(ffn.project.norm.weight)
@@ -50,7 +50,7 @@ def test_planted_channels_rank_first_twins_and_dead_ones_last(squares):
     assert set(order[2:5]) == set(PLAIN)
     assert set(order[5:7]) == set(TWINS)
     assert order[7:] == DEAD and importance[4] == 0
-    # A twin has half of the slope, so a quarter of the importance.
+    # A twin has half of the gradient, so a quarter of the importance.
     torch.testing.assert_close(importance[TWINS] * 4, importance[PLAIN[:2]])
 
 
@@ -71,7 +71,7 @@ def test_dead_queries_and_values_rank_last(randomised, squares):
     with torch.no_grad():
         for row in (8 + 3, 16 + 2):  # a key and a value of the last head
             attention.qkv[1].norm.weight[row] = attention.qkv[1].norm.bias[row] = 0
-        attention.qkv[0].norm.weight[8 + 6] *= 30  # a key that outshouts the others
+        attention.qkv[0].norm.weight[8 + 6] *= 30  # a key that dominates the others
     sites = find_sites(attention)
     importance = rank(sites, replay(sites, []),
                       squares(attention, torch.randn(2, 12, 8, 8))).importance
@@ -115,14 +115,14 @@ def check_twins(alone, shared, x, source, kind, twins):
     order = torch.cat([before, after]).argsort(descending=True).tolist()
     for twin in twins:
         assert order.index(twins[0]) < order.index(len(before) + twin)
-        # With half of the work it has half of the slope.
+        # Half of the weight gives half of the gradient.
         assert after[twin] == pytest.approx(float(before[twins[0]]) / 4, rel=1e-3)
     for other in set(range(len(before))) - set(twins):
         assert after[other] == pytest.approx(float(before[other]), rel=1e-3, abs=1e-12)
 
 
-def test_equal_hidden_channels_rank_below_the_one_that_does_their_work(randomised, squares):
-    """Equal rows before them, and equal columns behind them, which share what one column did."""
+def test_equal_hidden_channels_rank_below_a_single_one(randomised, squares):
+    """They have equal rows, and columns that are halves of the single one's."""
     alone = randomised(FeedForward(6, 8, norm_cfg=BN))
     copy_channel(alone.expand, 2, 6)
     shared = deepcopy(alone)
@@ -133,9 +133,8 @@ def test_equal_hidden_channels_rank_below_the_one_that_does_their_work(randomise
     check_twins(alone, shared, torch.randn(3, 6, 5, 5), squares, 'FFN', [2, 6])
 
 
-def test_equal_query_and_key_channels_rank_below_the_one_that_does_their_work(
-        randomised, squares):
-    """Of both the keys are equal, and the queries halves of the one that is there alone."""
+def test_equal_query_and_key_channels_rank_below_a_single_one(randomised, squares):
+    """Their keys are equal, and their queries halves of the single one's."""
     alone = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     for channel in (3, 8 + 3):
         copy_channel(alone.qkv[0], channel, channel + 3)
@@ -146,8 +145,8 @@ def test_equal_query_and_key_channels_rank_below_the_one_that_does_their_work(
     check_twins(alone, shared, torch.randn(2, 12, 8, 8), squares, 'QK', [3, 6])
 
 
-def test_equal_values_rank_below_the_one_that_does_their_work(squares):
-    """In timm's attention, where values go to the projection alone."""
+def test_equal_values_rank_below_a_single_one(squares):
+    """In timm's attention, where only the projection uses values."""
     timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     alone = timm.layers.Attention(12, num_heads=2, qkv_bias=True).eval()
     with torch.no_grad():
@@ -162,8 +161,8 @@ def test_equal_values_rank_below_the_one_that_does_their_work(squares):
 
 
 @pytest.mark.parametrize('size', [64, 240])
-def test_slopes_of_gates_equal_finite_differences(backbone, squares, size):
-    """In every site, in double precision; 64 pixels are a single window."""
+def test_gradients_of_gates_equal_finite_differences(backbone, squares, size):
+    """At every site, in double precision; an image of 64 pixels is a single window."""
     check_slopes(backbone, squares, size)
 
 
@@ -171,7 +170,7 @@ def test_slopes_of_gates_equal_finite_differences(backbone, squares, size):
     ('deit_tiny_patch16_224', dict(embed_dim=24, depth=2, num_heads=3)),
     ('swin_tiny_patch4_window7_224', dict(embed_dim=12, depths=(1, 2), num_heads=(1, 2),
                                           window_size=4))])
-def test_slopes_in_timms_models_equal_finite_differences(squares, name, options):
+def test_gradients_in_timms_models_equal_finite_differences(squares, name, options):
     timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
     model = timm.create_model(name, num_classes=5, img_size=32, **options).eval()
     for parameter in model.parameters():  # fresh ones are so small that nothing attends
@@ -181,7 +180,7 @@ def test_slopes_in_timms_models_equal_finite_differences(squares, name, options)
 
 
 def check_slopes(model, squares, size):
-    """Compare gradients at the gates with differences of the loss; the sites of the model."""
+    """Compare gradients of the gates with finite differences, and return the sites."""
     model = model.double()
     sites = find_sites(model)
     source = squares(model, torch.randn(1, 3, size, size, dtype=torch.float64))
@@ -208,7 +207,7 @@ def check_slopes(model, squares, size):
     return sites
 
 
-def test_masked_channels_are_worth_nothing_any_more(squares):
+def test_masked_channels_have_no_importance(squares):
     ffn = planted_ffn()
     [site] = find_sites(ffn)
     kept = replay([site], [])
@@ -219,7 +218,7 @@ def test_masked_channels_are_worth_nothing_any_more(squares):
 
 @pytest.fixture
 def plan(backbone):
-    """Sites, their costs, the total, and a ranking by numbers that have nothing to do with it."""
+    """Sites, their costs, the total, and a ranking by random importance."""
     image = torch.zeros(1, 3, 64, 64)
     sites = find_sites(backbone)
     generator = torch.Generator().manual_seed(1)
@@ -235,7 +234,7 @@ def plan(backbone):
 
 
 @pytest.mark.parametrize('budget', [0.9, 0.75, 0.7])
-def test_the_budget_is_met(plan, budget):
+def test_budget_is_met(plan, budget):
     sites, cost, total, ranking = plan
     removals = list(prune(sites, cost, total, budget=budget, steps=5, ranking=ranking))
     kept = replay(sites, removals)
@@ -251,17 +250,17 @@ def test_the_budget_is_met(plan, budget):
                    for name, mask in replay(sites, removals[:step]).items())
 
 
-def test_the_least_important_go_first(plan):
+def test_least_important_are_removed_first(plan):
     sites, cost, total, ranking = plan
     kept = replay(sites, list(prune(sites, cost, total, budget=0.9, steps=1, ranking=ranking)))
     gone = torch.cat([ranking.worth[name][mask == 0] for name, mask in kept.items()])
-    # Of a site where the last channel had to stay, that one may be worth less.
+    # The last channel of a site stays even if it is less important.
     left = torch.cat([ranking.worth[name][mask == 1] for name, mask in kept.items()
                       if mask.sum() > 1])
     assert len(gone) > 5 and gone.max() <= left.min()
 
 
-def test_a_continued_removal_equals_a_whole_one(plan):
+def test_continued_removal_equals_a_whole_one(plan):
     sites, cost, total, ranking = plan
     settings = dict(budget=0.75, steps=4, ranking=ranking)
     whole = list(prune(sites, cost, total, **settings))
@@ -269,38 +268,38 @@ def test_a_continued_removal_equals_a_whole_one(plan):
     assert rest == whole[2:]
 
 
-def test_a_budget_out_of_reach_names_the_lowest(plan):
+def test_unreachable_budget_names_the_lowest(plan):
     sites, cost, total, ranking = plan
     lowest = lowest_share(sites, cost, total)
-    with pytest.raises(UserError, match=f'0.1 is out of reach.*{lowest:.3f}') as told:
+    with pytest.raises(UserError, match=f"0.1 can't be reached.*{lowest:.3f}") as told:
         next(prune(sites, cost, total, budget=0.1, steps=1, ranking=ranking))
     named = float(str(told.value).split('choose from ')[1].split()[0])
     *_, last = prune(sites, cost, total, budget=named, steps=2, ranking=ranking)
     assert last.macs / total <= named
     for wrong in (1.0, 66, 0, -1, float('nan')):
-        with pytest.raises(UserError, match='is not between 0 and 1'):
+        with pytest.raises(UserError, match='must be between 0 and 1'):
             next(prune(sites, cost, total, budget=wrong, steps=1, ranking=ranking))
 
 
-def test_kinds_that_save_nothing_are_told(plan):
+def test_kinds_that_save_nothing_are_refused(plan):
     sites, cost, total, _ = plan
     values = [site for site in sites if site.kind == 'V']
-    with pytest.raises(UserError, match='these kinds save nothing in this model') as told:
+    with pytest.raises(UserError, match='these kinds saves no multiply-adds') as told:
         check_budget(values, cost, total, 0.66)
     assert 'choose from' not in str(told.value)
     # A single channel saves too little for three digits.
-    with pytest.raises(UserError, match='out of reach') as told:
+    with pytest.raises(UserError, match="can't be reached") as told:
         check_budget(values, {site.name: 1 for site in values}, total, 0.66)
     named = float(str(told.value).split('choose from ')[1].split()[0])
     assert named < 1
     check_budget(values, {site.name: 1 for site in values}, total, named)
 
 
-def test_useless_losses_are_told(squares):
+def test_unusable_losses_are_reported(squares):
     ffn = planted_ffn()
     sites = find_sites(ffn)
     everything = replay(sites, [])
-    with pytest.raises(UserError, match='not one batch'):
+    with pytest.raises(UserError, match='no batches'):
         rank(sites, everything, squares(ffn))
     with pytest.raises(UserError, match='batch 2 is nan'):
         rank(sites, everything, squares(ffn, torch.ones(1, 6, 2, 2),

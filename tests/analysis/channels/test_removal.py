@@ -1,4 +1,4 @@
-"""Classifiers whose channels are really taken out give what masks show, at the promised cost.
+"""Classifiers without channels give the outputs of masked ones, at the predicted cost.
 
 Multiply-adds are those of convolutions and of all matrix products, those of queries with keys and
 of the attention with the values included, as torch counts them when nothing is fused.
@@ -17,7 +17,7 @@ timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
 
 
 def sliced(linear, rows=None, columns=None):
-    """A linear layer with some of another one's outputs and inputs."""
+    """Return a linear layer with some outputs and inputs of another one."""
     rows = torch.arange(linear.out_features) if rows is None else rows
     columns = torch.arange(linear.in_features) if columns is None else columns
     found = nn.Linear(len(columns), len(rows), bias=linear.bias is not None)
@@ -28,11 +28,11 @@ def sliced(linear, rows=None, columns=None):
 
 
 class NarrowAttention(nn.Module):
-    """timm's attention, of ViT or Swin, whose heads keep some of their channels, each its own."""
+    """timm's attention of ViT or Swin, whose heads keep different channels."""
 
     def __init__(self, whole, queries, values):
         super().__init__()
-        self.whole = [whole]  # for its bias tables; no part of this module
+        self.whole = [whole]  # for its bias tables; in a list, so that it is not a submodule
         total = whole.proj.in_features
         head_dim = total // whole.num_heads
         self.scale = whole.scale
@@ -55,14 +55,14 @@ class NarrowAttention(nn.Module):
             attention = self.scale * query @ key.transpose(-2, -1)
             if bias is not None:
                 attention = attention + bias[head]
-            if mask is not None:  # of shifted windows, which take turns within the batch
+            if mask is not None:  # of shifted windows, repeated over the batch
                 attention = attention + mask.repeat(len(x) // len(mask), 1, 1)
             out.append(attention.softmax(-1) @ value)
         return self.proj(torch.cat(out, -1))
 
 
 def without(model, kept):
-    """The same network without the channels that are masked, each tied group as a whole."""
+    """Return the network without the masked channels."""
     for path, module in list(model.named_modules()):
         if f'{path}.V' in kept:
             queries = [kept[f'{path}.{head}.QK'] for head in range(module.num_heads)]
@@ -86,7 +86,7 @@ SMALL_SWIN = dict(img_size=64, embed_dim=12, depths=(1, 2), num_heads=(1, 2), wi
     ('deit_tiny_patch16_224', {}, 0.66),
     ('swin_tiny_patch4_window7_224', {}, 0.66),
 ])
-def test_what_is_left_costs_what_was_promised(name, options, budget):
+def test_removed_channels_equal_masked_ones(name, options, budget):
     model = timm.create_model(name, **options).eval()
     for parameter in model.parameters():  # fresh ones are too small to see one channel
         if parameter.dim() > 1:
