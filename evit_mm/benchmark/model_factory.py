@@ -237,6 +237,3 @@ def _build_peer(name: str, pretrained: bool, build: Callable[[], nn.Module]) -> 
 
 def _one_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-build_subject = build_model  # the name before; `evit_mm.analysis` imports it

@@ -205,10 +205,3 @@ def _time_once(steps: Steps, inputs: Any, stopwatch: Any) -> dict[str, float]:
         inputs = step(inputs)
         stopwatch.mark()
     return dict(zip(steps, stopwatch.read(), strict=True))
-
-
-# The names before; `evit_mm.analysis` imports them.
-Work = Steps
-Turns = Timings
-must_work = raise_user_errors
-reason = failure_reason

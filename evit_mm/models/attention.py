@@ -114,11 +114,14 @@ class CascadedGroupAttention(nn.Module):
                 features = features + outputs[-1]
             query, key, value = self.qkv[head](features).split(
                 (self.key_dim, self.key_dim, self.value_dim), dim=1)
-            query = self.query_conv[head](query).flatten(2) * self.scale
-            # Keys by queries, so that the query's gradient is contiguous: torch 2.11 computes a
-            # wrong gradient for a frozen BN on a CPU if the map is a single transposed window.
-            attention = key.flatten(2).transpose(1, 2) @ query + biases[head]
-            value = value.flatten(2) @ attention.softmax(dim=1)
+            query = self.query_conv[head](query)
+            if query.requires_grad:
+                # A frozen BN of torch 2.11 computes a wrong gradient on a CPU from the transposed
+                # view that arrives here if there is a single window.
+                query.register_hook(Tensor.contiguous)
+            query = query.flatten(2).transpose(1, 2) * self.scale
+            attention = query @ key.flatten(2) + biases[head]
+            value = value.flatten(2) @ attention.softmax(dim=-1).transpose(1, 2)
             outputs.append(value.view_as(features))
         out = self.proj(F.relu(torch.cat(outputs, dim=1)))
         return reverse_windows(out, height, width)

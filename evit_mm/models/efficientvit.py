@@ -378,8 +378,8 @@ def _accept_published_layouts(module: EfficientViT, state_dict: dict, prefix: st
     """Translate a state dict of any known layout, whichever model contains the backbone.
 
     Raises:
-        CheckpointError: If it holds weights for the backbone that do not fit in full. mmengine would
-            log that and go on with random ones.
+        CheckpointError: If it holds weights for the backbone that do not fit in full; mmengine
+            would log that and go on with random ones.
     """
     own = {key: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
     if not own:

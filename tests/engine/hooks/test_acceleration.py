@@ -13,13 +13,13 @@ from torch._inductor import config as inductor
 from evit_mm.cli import test_parser, train_parser
 from evit_mm.deployment.compile import check_compiler, compiled
 from evit_mm.engine import test, train
+from evit_mm.engine.hooks import acceleration
 from evit_mm.engine.hooks.acceleration import (
     RECOMMENDED,
     Acceleration,
     AccelerationHook,
     requested,
 )
-from evit_mm.engine.hooks import acceleration
 from evit_mm.errors import UserError
 
 test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
