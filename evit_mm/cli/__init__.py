@@ -3,8 +3,6 @@
 from .benchmark import benchmark_parser
 from .common import run_tool
 from .data import prepare_data_parser
-from .training import test_parser, train_parser
 from .weights import convert_weights_parser
 
-__all__ = ['benchmark_parser', 'convert_weights_parser', 'prepare_data_parser', 'run_tool',
-           'test_parser', 'train_parser']
+__all__ = ['benchmark_parser', 'convert_weights_parser', 'prepare_data_parser', 'run_tool']
