@@ -1,5 +1,6 @@
 """Models that are ready to predict."""
 
+import logging
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -46,15 +48,15 @@ def load_model(config: str | os.PathLike[str] | Config,
     with translate_errors():
         config = load_config(config)
         if not config.get('model'):
-            raise ConfigError(f'{config.filename or "the config"} has no model: it is a base config '
-                              'to inherit from, or one for another purpose')
+            raise ConfigError(f'{config.filename or "the config"} has no model: it is a base '
+                              'config to inherit from, or one for another purpose')
         if checkpoint is not None:
             without_pretrained_weights(config)
         init_default_scope(config.get('default_scope', 'mmengine'))
         model = revert_sync_batchnorm(MODELS.build(config.model))
         meta: Mapping[str, Any] = {}
         if checkpoint is None:
-            model.init_weights()
+            _init_weights(model)
         else:
             source = os.fspath(checkpoint)
             try:
@@ -69,6 +71,17 @@ def load_model(config: str | os.PathLike[str] | Config,
             config.setdefault('test_pipeline', deepcopy(leaves[0]['pipeline']))
         model.cfg = config
         return model.to(device).eval()
+
+
+def _init_weights(model: Any) -> None:
+    """Initialise a model, without a message on the terminal for each of its parameters."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def _dataset_meta(meta: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> dict[str, Any]:

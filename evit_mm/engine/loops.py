@@ -233,8 +233,8 @@ def _skip_batches(loader: DataLoader, iterations: int) -> tuple[Iterator[Any], i
             return indices, passes, samples
         if iterations == left:
             raise ConfigError(f'train_dataloader yields no batch: {_name_of_sampler(loader)} '
-                              'yields no indices; with drop_last, the dataset needs at least batch_size '
-                              'samples')
+                              'yields no indices; with drop_last, the dataset needs at least '
+                              'batch_size samples')
         passes += 1
         _set_epoch(loader, passes)
 
