@@ -19,7 +19,7 @@ from evit_mm.errors import CheckpointError, ConfigError, UserError
 TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 CONFIG = """
 _base_ = {base!r}
-custom_imports = dict(imports=['evit_mm.engine.hooks'], allow_failed_imports=False)
+custom_imports = dict(imports=['evit_mm.detection', 'evit_mm.engine.hooks'])
 custom_hooks = [dict(type='PreflightHook')]
 """
 # mmengine's, of the second run in one process.
@@ -50,7 +50,11 @@ def mmdet_tool(script, name, *arguments, cwd):
 def test_mmdetections_own_tools(script, own_config, trained, tmp_path):
     """Their checks come before anything is trained or tested."""
     own_config(**{'train_cfg.max_epochs': 1}).dump(tmp_path / 'good.py')
-    own_config(**{'model.bbox_head.num_classes': 80}).dump(tmp_path / 'bad.py')
+    bad = own_config(**{'model.bbox_head.num_classes': 80})
+    del bad['custom_imports']
+    bad.custom_hooks = [dict(type='evit_mm.engine.hooks.PreflightHook')]
+    bad.model.bbox_head.type = 'RetinaHead'
+    bad.dump(tmp_path / 'bad.py')
     good = mmdet_tool(script, 'test.py', 'good.py', trained.checkpoint, cwd=tmp_path)
     assert good.returncode == 0, good.stderr
     assert 'Loads checkpoint by memory backend' in good.stdout
