@@ -28,7 +28,9 @@ class PreflightHook(Hook):
         custom_hooks = [dict(type='PreflightHook')]
 
     or, where ``custom_imports`` has other entries already, with the type
-    ``'evit_mm.engine.hooks.PreflightHook'`` alone. There it runs when the datasets are built, so that a missing annotation file is reported by the
+    ``'evit_mm.engine.hooks.PreflightHook'`` alone.
+
+    There it runs when the datasets are built, so that a missing annotation file is reported by the
     dataset itself. Everything else is reported here, as a `UserError`: missing images and label
     maps, categories in another order than the config's classes, wrong numbers of classes, damaged
     label maps, a checkpoint of another model, and batches that are too small for a norm.

@@ -1,5 +1,6 @@
 """A short summary of a run, when it starts."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ class SummaryHook(Hook):
         model = plain_model(runner.model)
         log_file = getattr(runner.logger, 'log_file', None)
         rows = {
-            'work dir': str(Path(runner.work_dir)),
-            'log': str(Path(log_file).relative_to(runner.work_dir)) if log_file else 'none',
+            'work dir': runner.work_dir,
+            'log': os.path.relpath(log_file, runner.work_dir) if log_file else 'none',
             'device': _describe_device(model),
             'model': _describe_model(model),
             **rows,
