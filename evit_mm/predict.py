@@ -67,8 +67,8 @@ def load_model(config: str | os.PathLike[str] | Config,
             meta = content.get('meta') or {}
         leaves = list(leaf_datasets(config.get('test_dataloader') or {}))
         model.dataset_meta = _dataset_meta(meta, leaves[0] if leaves else None)
-        if leaves:  # MMSegmentation looks for the pipeline there
-            config.setdefault('test_pipeline', deepcopy(leaves[0]['pipeline']))
+        if leaves:  # inference_model looks for the pipeline there, and edits it
+            config.test_pipeline = deepcopy(leaves[0]['pipeline'])
         model.cfg = config
         return model.to(device).eval()
 

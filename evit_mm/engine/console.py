@@ -1,10 +1,12 @@
-"""A runner that writes its long reports to the log file alone."""
+"""A runner that prints a short start, and does not mix with earlier runs of its process."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 __all__ = ['ConciseRunner', 'show_everything']
 
@@ -12,7 +14,7 @@ _MOST_LINES = 5  # of a message
 
 
 class ConciseRunner(Runner):
-    """mmengine's runner, whose terminal stays readable while it starts.
+    """mmengine's runner with a readable terminal while it starts.
 
     mmengine logs the environment, the whole config, all hooks by stage and the optimizer's options
     of each parameter: several hundred lines. Here these go to the log file only, until
@@ -25,6 +27,16 @@ class ConciseRunner(Runner):
         for handler in _terminal_handlers(logger):
             handler.addFilter(_is_concise)
         return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """Build a visualizer of this run.
+
+        mmengine keeps visualizers by name for the life of the process, and configs give them all
+        the same name: a second run would write into the first one's work dir.
+        """
+        if isinstance(visualizer, Mapping):
+            visualizer = dict(visualizer, name=self.experiment_name)
+        return super().build_visualizer(visualizer)
 
 
 def show_everything(logger: logging.Logger) -> None:

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from evit_mm.checkpoint import safe_load
 from evit_mm.data import generate_ade, generate_coco
@@ -62,13 +63,13 @@ default_hooks = dict(checkpoint=dict(interval=4))
 
 @contextmanager
 def _fresh_registries() -> Iterator[None]:
-    """Hide the logger, message hub and default scope of earlier runs.
+    """Hide the logger, message hub, visualizer and default scope of earlier runs.
 
     mmengine keeps them for the life of the process under the config's name and the second at which
     the run began, so that the second of two quick runs would log to the first one's streams.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (DefaultScope, MessageHub, MMLogger):
+        for kind in (DefaultScope, MessageHub, MMLogger, Visualizer):
             patch.setattr(kind, '_instance_dict', type(kind._instance_dict)())
         yield
 
