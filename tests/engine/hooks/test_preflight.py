@@ -51,7 +51,7 @@ def test_mmdetections_own_tools(script, own_config, trained, tmp_path):
     """Their checks come before anything is trained or tested."""
     own_config(**{'train_cfg.max_epochs': 1}).dump(tmp_path / 'good.py')
     bad = own_config(**{'model.bbox_head.num_classes': 80})
-    del bad['custom_imports']
+    bad.pop('custom_imports')
     bad.custom_hooks = [dict(type='evit_mm.engine.hooks.PreflightHook')]
     bad.model.bbox_head.type = 'RetinaHead'
     bad.dump(tmp_path / 'bad.py')
@@ -124,7 +124,8 @@ def test_label_maps_in_a_stock_training(segmentor, ade):
     with pytest.raises(UserError, match='1 of the 4 label maps of the val dataset are missing'):
         Runner.from_cfg(segmentor).train()
     segmentor.train_dataloader.batch_size = 1
-    del segmentor['val_dataloader'], segmentor['val_evaluator'], segmentor['val_cfg']
+    for name in ('dataloader', 'evaluator', 'cfg'):
+        segmentor.pop(f'val_{name}')
     with pytest.raises(ConfigError, match='from a batch of one image'):
         Runner.from_cfg(segmentor).train()
 
