@@ -1,22 +1,22 @@
-"""Errors that the tools print as one sentence; any module may import this one."""
+"""Errors that the tools print as one sentence without a traceback; any module may import them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError',
+__all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError', 'one_line',
            'translate_errors']
 
 
 class UserError(Exception):
-    """A mistake of the user, reported in one sentence; the tools print it without a traceback."""
+    """Mistake of the user, described in one sentence: what is wrong, where, and how to fix it."""
 
 
 class ConfigError(UserError, ValueError):
-    """A config or constructor argument that can't work; names the value and the choices."""
+    """Config or constructor argument that can't work; the message names the value and choices."""
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that can't be read, is not safe, or does not fit this model."""
+    """Checkpoint that can't be read, is not safe, or does not fit the model."""
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
@@ -25,14 +25,15 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
 
 @contextmanager
 def translate_errors(*, pass_if: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn whatever a config's mistakes raise, in mmengine or below, into one sentence.
+    """Turn any error that a mistake in a config raises, in mmengine or below, into a `UserError`.
 
     Args:
-        pass_if: Asked when an unknown error arrives; True lets it pass unchanged, because it is
-            no longer the config's fault.
+        pass_if: Called for an error of another type; if it returns True, the error is not due to
+            the config, and passes unchanged.
 
     Raises:
-        UserError: In place of what was raised; one from a dataloader's worker loses its traceback.
+        UserError: In place of the error. One from a dataloader's worker loses the worker's
+            traceback.
     """
     try:
         yield
@@ -43,7 +44,8 @@ def translate_errors(*, pass_if: Callable[[], bool] = lambda: False) -> Iterator
         raise
     except Exception as error:
         if _lost_another_process(error):
-            raise UserError('another process of this run has ended, which says why') from error
+            raise UserError('another process of this run has failed; its own message says why'
+                            ) from error
         if pass_if():
             raise
         raise ConfigError(f'the config can\'t be used as it is: {one_line(error)} '
@@ -51,14 +53,14 @@ def translate_errors(*, pass_if: Callable[[], bool] = lambda: False) -> Iterator
 
 
 def one_line(error: BaseException) -> str:
-    """Format an error as 'Type: text' on one line."""
+    """Return an error as 'Type: text' on one line."""
     # A KeyError shows its text in quotes; an OSError's first argument is a number.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     return f'{type(error).__name__}: ' + ' '.join(text.split())
 
 
 def _sentence_of_worker(error: UserError) -> str:
-    """Find the sentence in the traceback that torch makes of a dataloader worker's error."""
+    """Return the message inside the traceback that torch makes of a dataloader worker's error."""
     text = str(error)
     if not text.startswith('Caught '):
         return ''

@@ -1,33 +1,46 @@
-"""The command `test`."""
+"""The command test: tools/test.py and ``evit-mm test``."""
 
 import argparse
 
-from .training import add_acceleration_flags, add_common_flags
+from .run_arguments import add_acceleration_arguments, add_run_arguments, set_local_rank
+
+__all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
 DESCRIPTION = 'Test a detector or segmentor.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
-    add_common_flags(parser, work_dir='where logs and metrics go')
-    parser.add_argument('--out', metavar='FILE',
+    """Add the flags: those of MMDetection's tools/test.py, and this project's."""
+    parser.add_argument('config',
+                        help='config file, or the name of a packaged config such as '
+                        'retinanet_evit_m4_coco')
+    parser.add_argument('checkpoint', help='file, address or name of the weights')
+    add_run_arguments(parser, work_dir_help='folder of logs and metrics')
+    parser.add_argument('--out', metavar='PATH',
                         help='store predictions: a .pkl file for detection, a folder for '
                         'segmentation')
     parser.add_argument('--show-dir', metavar='DIR',
-                        help='write pictures of predictions beside the truth')
+                        help='write pictures of predictions next to the ground truth')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument('--fast', action='store_true',
-                        help='the measured best of the flags below that keep float32, for the '
-                        'device at hand')
+                        help='--deploy and --channels-last, which leave all metrics as they are')
     parser.add_argument('--deploy', action='store_true',
-                        help='fold BN and all else that can be folded, after loading')
-    add_acceleration_flags(parser)
+                        help='fold BN and everything else that can be folded, after loading')
+    parser.add_argument('--channels-last', action='store_true',
+                        help='keep feature maps in the channels-last memory format')
+    add_acceleration_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Test as the flags say; the evaluators print their metrics."""
+    set_local_rank(args)
     from ..engine import test
+    from ..engine.launch import work_is_done
 
-    test(args)
+    test(args.config, args.checkpoint, work_dir=args.work_dir, data_root=args.data_root,
+         out=args.out, show_dir=args.show_dir, tta=args.tta, fast=args.fast, deploy=args.deploy,
+         channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
+         cfg_options=args.cfg_options, ignore_unknown_categories=args.ignore_unknown_categories,
+         launcher=args.launcher)
+    if args.launcher != 'none':
+        work_is_done()

@@ -1,16 +1,20 @@
-"""The command `train`."""
+"""The command train: tools/train.py and ``evit-mm train``."""
 
 import argparse
 
-from .training import add_acceleration_flags, add_common_flags
+from .run_arguments import add_acceleration_arguments, add_run_arguments, set_local_rank
+
+__all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
 DESCRIPTION = 'Train a detector or segmentor.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    parser.add_argument('config', help='config file')
-    add_common_flags(parser, work_dir='where logs and checkpoints go')
+    """Add the flags: those of MMDetection's tools/train.py, and this project's."""
+    parser.add_argument('config',
+                        help='config file, or the name of a packaged config such as '
+                        'retinanet_evit_m4_coco')
+    add_run_arguments(parser, work_dir_help='folder of logs and checkpoints')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='PATH',
                         help='resume from PATH, or from the latest checkpoint of the work dir')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
@@ -18,11 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='scale the learning rate with the batch size')
     parser.add_argument('--from-scratch', action='store_true',
                         help='random weights, and BN that learns its statistics')
-    add_acceleration_flags(parser)
+    parser.add_argument('--channels-last', action=argparse.BooleanOptionalAction,
+                        help='keep feature maps in the channels-last memory format (default: on a '
+                        'CPU)')
+    add_acceleration_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Train as the flags say."""
+    set_local_rank(args)
     from ..engine import train
+    from ..engine.launch import work_is_done
 
-    train(args)
+    train(args.config, work_dir=args.work_dir, data_root=args.data_root, resume=args.resume,
+          from_scratch=args.from_scratch, amp=args.amp, bf16=args.bf16,
+          channels_last=args.channels_last, compile=args.compile,
+          auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
+          ignore_unknown_categories=args.ignore_unknown_categories, launcher=args.launcher)
+    if args.launcher != 'none':
+        work_is_done()

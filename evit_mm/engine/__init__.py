@@ -1,4 +1,4 @@
-"""Training and testing with mmengine's runner: what happens around it, before and after."""
+"""Training and testing with mmengine's runner."""
 
 from .run import test, train
 

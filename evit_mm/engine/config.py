@@ -1,5 +1,6 @@
-"""Read a config and apply what the command line says to it."""
+"""Find and read a config, and apply the options of a run to it."""
 
+import difflib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,63 +12,95 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from ..errors import ConfigError, UserError
+from ..errors import ConfigError, UserError, one_line
 from ..models import EfficientViT
 
-__all__ = ['add_test_time_augmentation', 'draw_predictions', 'set_from_scratch', 'leaf_datasets',
-           'load_config', 'set_data_root', 'use_amp', 'without_pretrained_weights']
+__all__ = ['add_test_time_augmentation', 'draw_predictions', 'find_config', 'leaf_datasets',
+           'load_config', 'set_data_root', 'set_from_scratch', 'use_amp',
+           'without_pretrained_weights']
 
 Edit = Callable[[Any], Any]
 _PARTS = ('dataloader', 'evaluator')
+_PACKAGE = Path(__file__).resolve().parents[1]
+# mmengine's place for the configs of an installed package, and the one in a checkout.
+_CONFIG_FOLDERS = (_PACKAGE / '.mim' / 'configs', _PACKAGE.parent / 'configs')
 
 
-def load_config(path: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and merge the options of the command line.
+def find_config(config: str | os.PathLike[str]) -> Path:
+    """Return the file of a config.
 
     Args:
-        path: The config file.
-        options: Values by dotted key, as `--cfg-options` gives them.
+        config: A path, or the name of one of this package's configs, with or without ``.py``.
+
+    Raises:
+        UserError: If there is no such file; it suggests packaged configs with a similar name.
+    """
+    try:
+        path = Path(config).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        raise UserError(f'no such config: {config}') from None
+    packaged = _packaged_configs()
+    name = path.name.removesuffix('.py')
+    if name in packaged and path.parent == Path():
+        return packaged[name]
+    similar = difflib.get_close_matches(name, packaged)
+    raise UserError(f'no such config: {path}'
+                    + (f'; did you mean {" or ".join(similar)}?' if similar else ''))
+
+
+def _packaged_configs() -> dict[str, Path]:
+    """Return the configs of this package by name."""
+    folder = next((folder for folder in _CONFIG_FOLDERS if folder.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob('*.py'))} if folder else {}
+
+
+def load_config(config: str | os.PathLike[str] | Config,
+                options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config and merge options into it.
+
+    Args:
+        config: A path, the name of a packaged config, or a config, which is copied.
+        options: Values by dotted key, as ``--cfg-options`` gives them.
 
     Raises:
         UserError: If there is no such file, or it can't be read or merged.
     """
-    try:
-        path = Path(path).expanduser()
-        found = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
-        found = False
-    if not found:
-        raise UserError(f'no such config: {path}')
-    try:
-        config = Config.fromfile(path)
-    except UserError:
-        raise
-    except Exception as error:  # a config is Python: anything can go wrong in it
-        raise ConfigError(f'{path} can\'t be read as a config: {_one_line(error)}') from error
+    if isinstance(config, Config):
+        name, loaded = config.filename or 'the config', deepcopy(config)
+    else:
+        name = find_config(config)
+        try:
+            loaded = Config.fromfile(name)
+        except UserError:
+            raise
+        except Exception as error:  # a config is Python: anything can go wrong in it
+            raise ConfigError(f'{name} can\'t be read as a config: {one_line(error)}') from error
     for key in options or {}:
-        if not _has_parent(config, key):
-            print_log(f'--cfg-options {key}: the config has nothing at that place, so this adds '
-                      'something new; is it spelt right?', logger='current', level=logging.WARNING)
+        if not _has_parent(loaded, key):
+            print_log(f'--cfg-options {key}: the config has no such key, so this adds one; is it '
+                      'spelt right?', logger='current', level=logging.WARNING)
     try:
-        config.merge_from_dict(dict(options or {}))
+        loaded.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
-        raise ConfigError(f'--cfg-options does not fit {path}: {_one_line(error)}') from error
-    return config
+        raise ConfigError(f'--cfg-options does not fit {name}: {one_line(error)}') from error
+    return loaded
 
 
 def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
-    """Point every dataset and evaluator of a config to a folder of the same layout.
+    """Point every dataset and evaluator of a config to another folder of the same layout.
 
     Args:
         config: Changed in place.
-        root: The folder that stands for what the config calls ``data_root``.
+        root: The folder that replaces the config's ``data_root``.
 
     Raises:
         UserError: If there is no such folder.
     """
     folder = Path(root).expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f'--data-root {root}: no such folder')
+        raise UserError(f'no such folder: {root}; --data-root names the folder of the dataset')
     new = str(folder) + '/'
     keys = [f'{split}_{part}' for split in ('train', 'val', 'test') for part in _PARTS]
     old_roots = {str(dataset['data_root']) for key in keys if config.get(key)
@@ -76,7 +109,7 @@ def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
     # The longest first: one root may lie inside another.
     prefixes = sorted((root.rstrip('/') + '/' for root in old_roots if root), key=len, reverse=True)
 
-    def moved(value: Any) -> Any:
+    def move(value: Any) -> Any:
         if isinstance(value, str):
             for prefix in prefixes:
                 if value.startswith(prefix):
@@ -85,7 +118,7 @@ def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
 
     for key in keys:
         if config.get(key):
-            config[key] = _edited(config[key], moved)
+            config[key] = _edited(config[key], move)
             for dataset in leaf_datasets(config[key]):
                 dataset['data_root'] = new
     if config.get('data_root'):
@@ -93,7 +126,7 @@ def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
 
 
 def leaf_datasets(part: Any) -> Iterator[Any]:
-    """The datasets of a dataloader's config that read files, inside whatever wraps them."""
+    """Yield the datasets of a dataloader's config that read files, inside all wrappers."""
     if isinstance(part, Mapping):
         inner = [part[key] for key in ('dataset', 'datasets') if key in part]
         if not inner and ('data_root' in part or 'ann_file' in part or 'data_prefix' in part) \
@@ -107,14 +140,14 @@ def leaf_datasets(part: Any) -> Iterator[Any]:
 
 
 def set_from_scratch(config: Config) -> None:
-    """Start from random weights: nothing is downloaded, and BN learns its statistics.
+    """Train from random weights: download nothing, and let BN learn its statistics.
 
     Raises:
         ConfigError: If the model has no EfficientViT.
     """
     backbones = list(_backbones(config.model))
     if not backbones:
-        raise ConfigError('--from-scratch finds no backbone of type EfficientViT in the config')
+        raise ConfigError('--from-scratch: the config has no backbone of type EfficientViT')
     config.load_from = None
     for backbone in backbones:
         backbone['init_cfg'] = None
@@ -123,7 +156,7 @@ def set_from_scratch(config: Config) -> None:
 
 
 def without_pretrained_weights(config: Config) -> None:
-    """Do not fetch the backbone's weights where a checkpoint of the whole model follows."""
+    """Remove the backbone's pretrained weights, as a checkpoint of the whole model follows."""
     for backbone in _backbones(config.model):
         backbone['init_cfg'] = None
 
@@ -132,24 +165,23 @@ def use_amp(config: Config) -> None:
     """Train with automatic mixed precision.
 
     Raises:
-        UserError: If there is no GPU; mmengine's AMP needs one.
+        UserError: If there is no CUDA GPU, which mmengine's AMP needs.
     """
     if not torch.cuda.is_available():
-        raise UserError('--amp needs a CUDA GPU, and torch finds none: leave --amp out')
+        raise UserError('--amp needs a CUDA GPU, and torch finds none: leave it out')
     config.optim_wrapper['type'] = 'AmpOptimWrapper'
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def draw_predictions(config: Config, folder: str | os.PathLike[str]) -> None:
-    """Write pictures of what is predicted beside what is true while testing.
+    """Write pictures of the predictions next to the ground truth while testing.
 
     Raises:
         ConfigError: If the config has no visualization hook.
     """
     hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ConfigError('--show-dir needs default_hooks.visualization in the config, which it '
-                          'lacks')
+        raise ConfigError('--show-dir needs default_hooks.visualization in the config')
     hook['draw'] = True
     hook['interval'] = 1
     folder = str(Path(folder).expanduser().resolve())
@@ -163,7 +195,7 @@ def add_test_time_augmentation(config: Config) -> None:
     """Test on scaled and flipped copies of each image, merged by the config's ``tta_model``.
 
     A detection config without one gets MMDetection's default: a horizontal flip. Segmentation
-    tests one image at a time: copies of images of several sizes make no batch.
+    tests one image at a time, as copies of different sizes don't fit into one batch.
 
     Raises:
         ConfigError: If a segmentation config has no ``tta_model`` and ``tta_pipeline``.
@@ -197,7 +229,7 @@ def _evaluate_boxes_only(config: Config) -> None:
         metric = evaluator.get('metric')
         if isinstance(metric, list | tuple) and 'segm' in metric:
             evaluator['metric'] = [name for name in metric if name != 'segm']
-            print_log('--tta merges boxes only, so masks are not evaluated', logger='current',
+            print_log('--tta merges boxes only: masks are not evaluated', logger='current',
                       level=logging.WARNING)
 
 
@@ -213,7 +245,7 @@ def _backbones(model: Any) -> Iterator[Any]:
 
 
 def _edited(part: Any, edit: Edit) -> Any:
-    """A copy of a part of a config, with ``edit`` applied to every leaf."""
+    """Return a copy of a part of a config, with ``edit`` applied to every leaf."""
     if isinstance(part, Mapping):
         return ConfigDict({key: _edited(value, edit) for key, value in part.items()})
     if isinstance(part, list | tuple):
@@ -231,8 +263,3 @@ def _has_parent(config: Any, key: str) -> bool:
         else:
             return False
     return True
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f'{type(error).__name__}: ' + ' '.join(text.split())

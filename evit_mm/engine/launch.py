@@ -1,4 +1,4 @@
-"""Processes that train together, on GPUs or, where there is none, on the CPU."""
+"""Distributed processes, on GPUs or, where there is none, on the CPU."""
 
 import atexit
 import logging
@@ -9,22 +9,23 @@ import torch
 from mmengine.config import Config
 
 from ..errors import UserError
+from .hooks.mean_loss import MeanLossHook
 
 __all__ = ['prepare_processes', 'work_is_done']
 
 
 def prepare_processes(config: Config, launcher: str) -> None:
-    """Start the process group and tell the config what it needs to know.
+    """Start the process group of a distributed run, and adapt the config to it.
 
-    mmengine starts groups on GPUs itself. On the CPU it would ask for a GPU first and bind the
-    model to one, so here the group is started with gloo and the model is left where it is.
+    mmengine starts groups on GPUs itself. Without a GPU it would fail, as it binds each process to
+    one; there this function starts the group with gloo, and the model stays on the CPU.
 
     Args:
         config: Changed in place.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        UserError: If the launcher's environment is not there.
+        UserError: If the launcher's environment variables or its GPUs are missing.
     """
     config.launcher = launcher
     if launcher == 'none':
@@ -36,7 +37,12 @@ def prepare_processes(config: Config, launcher: str) -> None:
             raise UserError(f'--launcher pytorch expects torchrun\'s environment, but '
                             f'{", ".join(missing)} is not set: start with torchrun, or '
                             'tools/dist_train.sh')
-    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='MeanLossHook')]
+    # With its module, so that the config that a run writes to its work dir works in tools that
+    # import `evit_mm` alone.
+    mean_loss = f'{MeanLossHook.__module__}.{MeanLossHook.__name__}'
+    hooks = [hook for hook in config.get('custom_hooks') or []
+             if hook.get('type') not in (mean_loss, 'MeanLossHook')]
+    config.custom_hooks = [*hooks, dict(type=mean_loss)]
     if torch.cuda.is_available():
         return
     if launcher != 'pytorch':
@@ -56,17 +62,17 @@ _work_is_done = False
 
 
 def work_is_done() -> None:
-    """Tell that nothing can go wrong any more: the process will end with status 0."""
+    """Declare that all work is done: a distributed process ends with status 0 from here on."""
     global _work_is_done
     _work_is_done = True
 
 
 def _leave_processes() -> None:
-    """Leave the group, and the process before torch's threads are torn down.
+    """Leave the group, and end the process before torch tears its threads down.
 
-    On their way out these now and then abort a process that has done its work ("terminate called
-    without an active exception", seen in torch 2.11 with gloo), and torchrun calls that a failure.
-    Registered before any tracker's own such function, so that it runs behind all of them.
+    Torch 2.11 with gloo sometimes aborts there ("terminate called without an active exception") in
+    a process that has done its work, which torchrun takes for a failure. This function is
+    registered before any experiment tracker's exit function, and thus runs after all of them.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,13 +1,13 @@
-"""Train and test a config: edit it, check everything, then hand over to mmengine's runner."""
+"""Train and test a config: edit it, check everything, then start mmengine's runner."""
 
 import os
-from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -15,189 +15,262 @@ from ..deployment.memory import keep_freed_memory
 from ..errors import ConfigError, UserError, translate_errors
 from . import config as configure
 from . import preflight
-from .hooks.acceleration import accelerate, requested
-from .hooks.mean_loss import MeanLossHook  # noqa: F401  (registered by name)
+from .console import ConciseRunner
+from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
+from .hooks.first_iteration import FirstIterationHook
+from .hooks.preflight import PreflightHook
+from .hooks.summary import SummaryHook
+from .initial_checkpoint import release_checkpoint
 from .launch import prepare_processes
 from .loops import resume_at_once
+from .model_parts import parts, plain_model
 
 __all__ = ['test', 'train']
 
+_Path = str | os.PathLike[str]
 
-def train(options: Namespace) -> None:
-    """Train the config that ``options.config`` names; see `evit_mm.cli.train_parser`.
+
+def train(config: _Path | Config, *, work_dir: _Path | None = None,
+          data_root: _Path | None = None, resume: _Path | bool | None = None,
+          from_scratch: bool = False, amp: bool = False, bf16: bool = False,
+          channels_last: bool | None = None, compile: bool = False, auto_scale_lr: bool = False,
+          seed: int | None = None, cfg_options: Mapping[str, Any] | None = None,
+          ignore_unknown_categories: bool = False, launcher: str = 'none') -> Path:
+    """Train a detector or segmentor.
+
+    Args:
+        config: Path of a config, name of a packaged one such as ``'retinanet_evit_m4_coco'``, or a
+            config, which is left as it is.
+        work_dir: Folder of logs and checkpoints; the config's, or ``work_dirs/NAME``, by default.
+        data_root: Folder that replaces the ``data_root`` of every dataset and evaluator.
+        resume: Checkpoint to resume from; True or ``'auto'`` for the latest one in the work dir.
+        from_scratch: Start from random weights, and let BN learn its statistics.
+        amp: Train with mmengine's automatic mixed precision; needs a CUDA GPU.
+        bf16: Compute in bfloat16 by autocast, on CPU or GPU.
+        channels_last: Keep feature maps in the channels-last memory format; None does so on a CPU.
+        compile: Run backbone and neck through torch.compile.
+        auto_scale_lr: Scale the learning rate with the batch size.
+        seed: Seed of all random numbers.
+        cfg_options: Values to change in the config, by dotted key.
+        ignore_unknown_categories: Accept annotation files with categories that the config does not
+            have.
+        launcher: What started the processes: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Returns:
+        The work dir.
 
     Raises:
-        UserError: If a mistake is found: before the first step, but for what only a step can show,
-            label maps beyond the sample that was looked into and batches too small for a norm.
+        UserError: If config, data or a checkpoint has a mistake. All mistakes are found before the
+            first iteration, except label maps beyond a sample of them, and batches too small for a
+            norm that only the first iteration can find.
     """
     with translate_errors():
-        config = _common_config(options, needed=('model', 'train_dataloader', 'optim_wrapper'))
-        acceleration = requested(options)
-        if get_device() == 'cpu':
+        config = _prepare_config(
+            config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
+            data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        on_cpu = get_device() == 'cpu'
+        if on_cpu:
             keep_freed_memory()
-        if options.from_scratch:
+        acceleration = Acceleration(
+            channels_last=on_cpu if channels_last is None else channels_last,
+            compile=compile, bf16=bf16)
+        acceleration.check_device()
+        if from_scratch:
             configure.set_from_scratch(config)
-        if options.amp:
-            if acceleration.bf16:
-                raise UserError('--amp and --bf16 are two ways of mixed precision: name one')
+        if amp:
+            if bf16:
+                raise UserError('--amp and --bf16 are two kinds of mixed precision: choose one')
             configure.use_amp(config)
-        if options.auto_scale_lr:
+        if auto_scale_lr:
             if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
                 raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the '
                                   'config')
             config.auto_scale_lr['enable'] = True
-        checkpoint, purpose = _starting_point(config, options.resume)
-        if purpose == 'resume':
+        if _set_starting_point(config, resume):
             configure.without_pretrained_weights(config)
             resume_at_once(config)
-        _check_files(config, ('train', 'val'), options.ignore_unknown_categories)
-
-        runner = _build_runner(config)
-        preflight.log_batch_size(config, runner.world_size)
-        if checkpoint:
-            preflight.check_checkpoint(_plain_model(runner), checkpoint, purpose=purpose)
-        _check_data(runner, 'train')
-        if config.get('val_dataloader'):
-            _check_data(runner, 'val')
-        model = _plain_model(runner)
-        accelerate(runner, model, acceleration)
-        preflight.check_norms(model, runner.train_loop.dataloader, config, runner.world_size)
-    started = _StartMark()
-    runner.register_hook(started, priority='VERY_LOW')
-    with translate_errors(pass_if=lambda: started.set), preflight.explain_norms(model, config):
-        runner.train()
+        splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
+        checks = PreflightHook(ignore_unknown_categories)
+        runner = _build_runner(config, checks, splits)
+        model = plain_model(runner.model)
+        if channels_last is None and not parts(model, 'backbone'):
+            acceleration = replace(acceleration, channels_last=False)
+        _accelerate(runner, acceleration)
+    with preflight.explain_norms(model, config):
+        _run(runner, runner.train)
+    return Path(runner.work_dir)
 
 
-def test(options: Namespace) -> dict[str, float]:
-    """Test ``options.checkpoint`` on the config's test data; see `evit_mm.cli.test_parser`.
+def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = None,
+         data_root: _Path | None = None, out: _Path | None = None, show_dir: _Path | None = None,
+         tta: bool = False, fast: bool = False, deploy: bool = False, channels_last: bool = False,
+         compile: bool = False, bf16: bool = False, seed: int | None = None,
+         cfg_options: Mapping[str, Any] | None = None, ignore_unknown_categories: bool = False,
+         launcher: str = 'none') -> dict[str, float]:
+    """Test a checkpoint on the test data of a config.
+
+    Args:
+        config: As in `train`.
+        checkpoint: File, address or name of the weights, such as ``'run/epoch_12.pth'``.
+        work_dir: Folder of logs and metrics; as in `train`.
+        data_root: As in `train`.
+        out: Where to store the predictions: a .pkl file for detection, a folder for segmentation.
+        show_dir: Folder for pictures of predictions next to the ground truth.
+        tta: Test on scaled and flipped copies of each image.
+        fast: Make the model as fast as the metrics allow: `deploy` and `channels_last`.
+        deploy: Fold BN and everything else that can be folded.
+        channels_last: Keep feature maps in the channels-last memory format.
+        compile: As in `train`.
+        bf16: As in `train`.
+        seed: As in `train`.
+        cfg_options: As in `train`.
+        ignore_unknown_categories: As in `train`.
+        launcher: As in `train`.
 
     Returns:
-        dict: The metrics by name.
+        The metrics by name.
 
     Raises:
-        UserError: If a mistake is found: before the first image, but for label maps beyond the
-            sample that was looked into.
+        UserError: As in `train`.
     """
     with translate_errors():
-        config = _common_config(options, needed=('model', 'test_dataloader', 'test_evaluator'))
-        acceleration = requested(options)
-        if options.fast and get_device() == 'cpu':
+        config = _prepare_config(
+            config, ('model', 'test_dataloader', 'test_evaluator'), work_dir=work_dir,
+            data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        acceleration = Acceleration(
+            deploy=deploy or fast and RECOMMENDED.deploy,
+            channels_last=channels_last or fast and RECOMMENDED.channels_last,
+            compile=compile or fast and RECOMMENDED.compile,
+            bf16=bf16 or fast and RECOMMENDED.bf16)
+        acceleration.check_device()
+        if fast and get_device() == 'cpu':
             keep_freed_memory()
-        config.load_from = options.checkpoint
+        config.load_from = os.fspath(checkpoint)
         config.resume = False
-        if options.show_dir:
-            configure.draw_predictions(config, _writable_folder(
-                Path(options.show_dir).expanduser().resolve(), '--show-dir'))
-        if options.tta:
+        if show_dir:
+            configure.draw_predictions(config, _create_folder(show_dir, '--show-dir'))
+        if tta:
             configure.add_test_time_augmentation(config)
-        if options.out:
-            _store_predictions(config, options.out)
-        _check_files(config, ('test',), options.ignore_unknown_categories)
-
-        runner = _build_runner(config)
-        preflight.check_checkpoint(_plain_model(runner), options.checkpoint, purpose='test')
-        _check_data(runner, 'test')
-        accelerate(runner, _plain_model(runner), acceleration)
-    started = _StartMark()
-    runner.register_hook(started, priority='VERY_LOW')
-    with translate_errors(pass_if=lambda: started.set):
-        return runner.test()
+        if out:
+            _store_predictions(config, Path(out).expanduser())
+        checks = PreflightHook(ignore_unknown_categories)
+        runner = _build_runner(config, checks, ['test'])
+        _accelerate(runner, acceleration)
+    return _run(runner, runner.test)
 
 
-class _StartMark(Hook):
-    """Notes that data flows: what fails from then on is no mistake in the config."""
+def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_dir: _Path | None,
+                    data_root: _Path | None, seed: int | None,
+                    cfg_options: Mapping[str, Any] | None, launcher: str) -> Config:
+    """Read a config and apply the options that training and testing share.
 
-    set = False
-
-    def before_train_iter(self, *_: Any, **__: Any) -> None:
-        self.set = True
-
-    before_test_iter = before_train_iter
-
-
-def _common_config(options: Namespace, needed: tuple[str, ...]) -> Config:
-    config = configure.load_config(options.config, options.cfg_options)
-    lacking = [name for name in needed if not config.get(name)]
-    if lacking:
-        raise ConfigError(f'{options.config} has no {", ".join(lacking)}: it is a part of a config '
-                          'to inherit from, or one for something else')
-    if options.data_root:
-        configure.set_data_root(config, options.data_root)
-    if options.work_dir:
-        config.work_dir = options.work_dir
+    Raises:
+        UserError: If it can't be read, lacks a required part, or an option does not fit.
+    """
+    config = configure.load_config(source, cfg_options)
+    name = Path(config.filename).stem if config.filename else 'config'
+    missing = [key for key in required if not config.get(key)]
+    if missing:
+        raise ConfigError(f'{config.filename or "the config"} has no {", ".join(missing)}: it is '
+                          'a base config to inherit from, or one for another purpose')
+    if data_root:
+        configure.set_data_root(config, data_root)
+    if work_dir:
+        config.work_dir = os.fspath(work_dir)
     elif not config.get('work_dir'):
-        config.work_dir = str(Path('work_dirs') / Path(options.config).stem)
-    _writable_folder(Path(config.work_dir), '--work-dir')
-    if options.seed is not None:
-        config.randomness = dict(config.get('randomness') or {}, seed=options.seed)
-    prepare_processes(config, options.launcher)
+        config.work_dir = str(Path('work_dirs') / name)
+    config.work_dir = str(_create_folder(config.work_dir, '--work-dir'))
+    if seed is not None:
+        config.randomness = dict(config.get('randomness') or {}, seed=seed)
+    prepare_processes(config, launcher)
     preflight.check_synced_norms(config)
     return config
 
 
-def _writable_folder(folder: Path, flag: str) -> Path:
+def _create_folder(folder: _Path, flag: str) -> Path:
+    """Create a folder where it is missing, and return its absolute path.
+
+    Raises:
+        UserError: If it can't be written to.
+    """
+    path = Path(folder).expanduser().resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, 'not writable')
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(0, 'Permission denied')
     except OSError as error:
-        raise UserError(f'{flag}: {folder} can\'t be written to ({error.strerror}); name another '
-                        'folder') from error
-    return folder
+        raise UserError(f'can\'t write {path}: {error.strerror}; {flag} needs another folder'
+                        ) from error
+    return path
 
 
-def _starting_point(config: Config, resume: str | None) -> tuple[str | None, str]:
-    """The checkpoint to start from, if any, and whether to resume it or to fine-tune it."""
-    if resume == 'auto':
+def _set_starting_point(config: Config, resume: _Path | bool | None) -> bool:
+    """Set the checkpoint that a training starts from, and return whether it resumes."""
+    if resume is True or resume == 'auto':
         config.resume, config.load_from = True, None
     elif resume:
-        config.resume, config.load_from = True, resume
-    if not config.get('resume'):
-        return config.get('load_from'), 'finetune'
-    checkpoint = config.get('load_from') or find_latest_checkpoint(config.work_dir)
-    return checkpoint, 'resume' if checkpoint else 'finetune'
+        config.resume, config.load_from = True, os.fspath(resume)
+    return bool(config.get('resume') and (config.get('load_from')
+                                          or find_latest_checkpoint(config.work_dir)))
 
 
-def _build_runner(config: Config) -> Runner:
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-
-
-def _check_files(config: Config, names: tuple[str, ...], ignore_unknown_categories: bool) -> None:
+def _build_runner(config: Config, checks: PreflightHook, splits: list[str]) -> Runner:
+    """Build a runner, with everything checked that its run over ``splits`` uses."""
+    checks.check_config(config, splits)
     scope = config.get('default_scope')
-    dataloaders = [config[f'{name}_dataloader'] for name in names
-                   if config.get(f'{name}_dataloader')]
-    for dataloader in dataloaders:
-        preflight.check_files(dataloader, ignore_unknown_categories, scope=scope)
-    types = [str(dataset.get('type')) for dataset in configure.leaf_datasets(dataloaders)]
+    types = [str(dataset.get('type')) for split in splits
+             for dataset in configure.leaf_datasets(config[f'{split}_dataloader'])]
     if scope == 'mmseg' or any('mmseg.' in kind for kind in types):
         from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
 
         check_while_loading(config)
+    # The config may name the same hook, for tools that don't add it.
+    config.custom_hooks = [hook for hook in config.get('custom_hooks') or []
+                           if not _is_preflight(hook)]
+    runner = RUNNERS.build(config) if 'runner_type' in config else ConciseRunner.from_cfg(config)
+    runner.register_hook(checks)
+    checks.check(runner, splits)
+    return runner
 
 
-def _check_data(runner: Runner, name: str) -> None:
-    loop = getattr(runner, f'{name}_loop')  # built at the first look, with its metrics
-    dataset = preflight.built_dataset(lambda: loop.dataloader.dataset, name)
-    preflight.check_classes(_plain_model(runner), dataset, name)
-    preflight.check_label_maps(dataset, name)
+def _is_preflight(hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
+    return kind is PreflightHook or str(kind).rpartition('.')[2] == PreflightHook.__name__
 
 
-def _plain_model(runner: Runner) -> Any:
-    """The detector or segmentor inside what distributes it or augments its tests."""
-    model = runner.model
-    while hasattr(model, 'module'):
-        model = model.module
-    return model
+def _accelerate(runner: Runner, acceleration: Acceleration) -> None:
+    accelerate(runner, plain_model(runner.model), acceleration)
+    runner.register_hook(SummaryHook(acceleration))
 
 
-def _store_predictions(config: Config, out: str) -> None:
+def _run(runner: Runner, action: Callable[[], Any]) -> Any:
+    """Call ``runner.train`` or ``runner.test``; errors until the first iteration are the config's.
+
+    Raises:
+        UserError: In place of these errors.
+    """
+    first_iteration = FirstIterationHook()
+    runner.register_hook(first_iteration)
+    try:
+        with translate_errors(pass_if=lambda: first_iteration.reached):
+            return action()
+    finally:
+        release_checkpoint()
+
+
+def _store_predictions(config: Config, out: Path) -> None:
+    """Let the evaluators of a config write the predictions.
+
+    Raises:
+        UserError: If they can't be written to ``out``.
+    """
     evaluators = config.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
     if config.get('default_scope') == 'mmdet':
-        if not out.endswith(('.pkl', '.pickle')):
-            raise UserError(f'--out {out}: name a .pkl file for the predictions')
-        _writable_folder(Path(out).expanduser().absolute().parent, '--out')
-        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+        if out.suffix not in ('.pkl', '.pickle'):
+            raise UserError(f'--out {out}: detections are stored in a .pkl file')
+        _create_folder(out.absolute().parent, '--out')
+        evaluators.append(dict(type='DumpDetResults', out_file_path=str(out)))
     else:
-        evaluators[0].update(output_dir=out, keep_results=True)
+        evaluators[0].update(output_dir=str(out), keep_results=True)
     config.test_evaluator = evaluators

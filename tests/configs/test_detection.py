@@ -16,14 +16,14 @@ from evit_mm.models import ARCHS
 
 CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / 'configs').glob('*.py')
                  if path.name.startswith(('retinanet_', 'mask_rcnn_')))
-# The variants between differ from these in their backbones alone, which have tests of their own.
+# The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm5'))) for path in CONFIGS]
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 
 
 def detection_batch(num_classes, height=96, width=128):
-    """Two images with two objects each, and masks."""
+    """Return two images with two objects each, and masks."""
     samples = []
     for i in range(2):
         boxes = torch.tensor([[8.0, 8, 60, 70], [40, 20, 120, 90]])
@@ -44,7 +44,7 @@ def detection_batch(num_classes, height=96, width=128):
                 data_samples=samples)
 
 
-def test_all_variants_are_there():
+def test_all_variants_have_configs():
     names = {path.stem for path in CONFIGS}
     assert {f'{detector}_evit_{arch}_coco' for detector in ('retinanet', 'mask_rcnn')
             for arch in ARCHS} <= names

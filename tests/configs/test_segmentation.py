@@ -16,7 +16,7 @@ from evit_mm.models import ARCHS
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
 CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('upernet_', 'semantic_fpn_')))
-# The variants between differ from these in their backbones alone, which have tests of their own.
+# The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm5'))) for path in CONFIGS]
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
@@ -32,7 +32,7 @@ def build(path, **backbone):
 
 
 def batch(height=96, width=128, num_images=2):
-    """Images whose label maps hold the first and the last class, and pixels of none."""
+    """Return images whose label maps have the first and the last class, and ignored pixels."""
     samples = []
     for _ in range(num_images):
         shape = (height, width)
@@ -102,8 +102,8 @@ def test_ade20k_config_states_its_protocol(path):
 
 @pytest.mark.parametrize('arch', ARCHS)
 @pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
-def test_the_head_does_not_hide_the_backbone(name, arch):
-    """What follows the backbone costs at most ten times the backbone's multiply-adds."""
+def test_the_heads_cost_is_limited(name, arch):
+    """Neck and head need at most ten times the backbone's multiply-adds."""
     _, model = build(FOLDER / f'{name}_evit_{arch}_ade20k.py')
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -115,7 +115,7 @@ def test_the_head_does_not_hide_the_backbone(name, arch):
 
 @pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
 def test_whole_and_slide_inference(name):
-    """Windows that cover the image give what the whole image gives; smaller ones a full map."""
+    """Windows as large as the image give its result; smaller ones give a whole map."""
     _, model = build(FOLDER / f'{name}_evit_m0_ade20k.py')
     model.init_weights()
     model.eval()

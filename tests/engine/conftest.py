@@ -1,30 +1,83 @@
-"""A small real-format dataset, a config over it, and ways to run the tools."""
+"""Small datasets in real formats, configs for them, one shared training, and ways to run more."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
-from evit_mm.cli import run_tool
+from evit_mm.checkpoint import safe_load
 from evit_mm.data import generate_ade, generate_coco
+from evit_mm.engine import config as configure
+from evit_mm.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+LOADERS = {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test')
+           for key, value in (('num_workers', 0), ('persistent_workers', False))}
+# Two epochs of four iterations, without the flips that a resumed process would draw differently.
+DETECTION = {
+    **LOADERS, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2,
+    'train_dataloader.batch_size': 2, 'train_dataloader.dataset.pipeline.2.scale': (96, 96),
+    'train_dataloader.dataset.pipeline.3.prob': 0.0,
+    'val_dataloader.dataset.pipeline.1.scale': (96, 96),
+    'test_dataloader.dataset.pipeline.1.scale': (96, 96),
+    'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 1,
+    'default_hooks.checkpoint.max_keep_ckpts': -1,
+    # A model that has hardly learnt predicts nothing above the usual threshold.
+    'model.test_cfg.score_thr': 0.0}
+
+SEGMENTOR = """
+_base_ = ['mmseg::_base_/models/upernet_r50.py', 'mmseg::_base_/datasets/ade20k.py',
+          'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_20k.py']
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        _delete_=True, type='EfficientViT', stem_strides=(8,), norm_eval=False,
+        arch=dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2))),
+    decode_head=dict(in_channels=[8, 16, 24, 32], channels=16, num_classes=150),
+    auxiliary_head=dict(in_channels=24, channels=8, num_classes=150))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+              dict(type='RandomCrop', crop_size=(64, 64)), dict(type='PackSegInputs')]))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)),
+              dict(type='LoadAnnotations'), dict(type='PackSegInputs')]))
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=4, val_interval=4)
+default_hooks = dict(checkpoint=dict(interval=4))
+"""
 
 
-@pytest.fixture(autouse=True)
-def _no_earlier_run(monkeypatch) -> None:
-    """Start without the logger, message hub and default scope of any run before.
+@contextmanager
+def _fresh_registries() -> Iterator[None]:
+    """Hide the logger, message hub, visualizer and default scope of earlier runs.
 
     mmengine keeps them for the life of the process under the config's name and the second at which
     the run began, so that the second of two quick runs would log to the first one's streams.
     """
-    for kind in (DefaultScope, MessageHub, MMLogger):
-        monkeypatch.setattr(kind, '_instance_dict', type(kind._instance_dict)())
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (DefaultScope, MessageHub, MMLogger, Visualizer):
+            patch.setattr(kind, '_instance_dict', type(kind._instance_dict)())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_run() -> Iterator[None]:
+    with _fresh_registries():
+        yield
 
 
 @pytest.fixture(scope='session')
@@ -43,10 +96,10 @@ def scenes(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
-def config_file(repository: Path) -> Path:
+@pytest.fixture(scope='session')
+def config_file() -> Path:
     """RetinaNet-M0 on the generated dataset."""
-    return repository / 'configs' / 'retinanet_evit_m0_shapes.py'
+    return REPOSITORY / 'configs' / 'retinanet_evit_m0_shapes.py'
 
 
 @pytest.fixture
@@ -55,25 +108,60 @@ def config(config_file: Path) -> Config:
     return Config.fromfile(config_file)
 
 
-@pytest.fixture
-def tool(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one of the tools in a process of its own."""
+@pytest.fixture(scope='session')
+def detection() -> dict:
+    """Options for a small training of that config."""
+    return dict(DETECTION)
 
-    def run(name, *arguments, cwd, launcher=(), **environment):
-        command = [sys.executable, *launcher, str(repository / 'tools' / name),
-                   *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900,
-                              env={**os.environ, 'OMP_NUM_THREADS': '2', **environment})
+
+@pytest.fixture(scope='session')
+def loaders() -> dict:
+    """Options for dataloaders without worker processes."""
+    return dict(LOADERS)
+
+
+def _run_script(command, cwd, **environment) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True,
+                          timeout=900, env={**os.environ, 'PYTHON': sys.executable,
+                                            'OMP_NUM_THREADS': '1', **environment})
+
+
+def _arguments(options: dict) -> list[str]:
+    """Return options as --cfg-options takes them."""
+    return ['--cfg-options', *(f'{key}={value}'.replace(' ', '')
+                               for key, value in options.items())]
+
+
+@pytest.fixture(scope='session')
+def script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in a process of its own; dicts become --cfg-options."""
+
+    def run(*command, cwd, **environment):
+        flat = [word for part in command
+                for word in (_arguments(part) if isinstance(part, dict) else [part])]
+        return _run_script(flat, cwd, **environment)
 
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, script, config_file, shapes) -> SimpleNamespace:
+    """A training by tools/train.py: its work dir with two checkpoints, and what it printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = script(sys.executable, REPOSITORY / 'tools' / 'train.py', config_file, '--data-root',
+                  shapes, '--work-dir', 'run', '--seed', 3, DETECTION, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(work_dir=folder / 'run', printed=done.stdout + done.stderr,
+                           checkpoint=str(folder / 'run' / 'epoch_2.pth'))
+
+
+@pytest.fixture(scope='session')
 def scalars() -> Callable[[Path], list[dict]]:
     """Read the logged training steps of the latest run in a work dir."""
 
     def read(work_dir: Path) -> list[dict]:
-        path = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
+        path = max(Path(work_dir).glob('*/vis_data/scalars.json'),
+                   key=lambda path: path.stat().st_mtime)
         return [entry for entry in map(json.loads, path.read_text().splitlines())
                 if 'loss' in entry]
 
@@ -81,15 +169,54 @@ def scalars() -> Callable[[Path], list[dict]]:
 
 
 @pytest.fixture
-def mistake(capsys, monkeypatch, tmp_path) -> Callable[..., str]:
-    """Run a tool in this process; it must end with status 2 and one sentence, which is given."""
+def mistake(monkeypatch, tmp_path, capsys) -> Callable[..., str]:
+    """Call train or test, which must raise a UserError of one line before the summary."""
     monkeypatch.chdir(tmp_path)
 
-    def run(parser, action, *arguments):
-        assert run_tool(parser(), action, [str(argument) for argument in arguments]) == 2
-        errors = capsys.readouterr().err.strip().splitlines()
-        sentences = [line for line in errors if line.startswith('error: ')]
-        assert len(sentences) == 1 and not any('Traceback' in line for line in errors), errors
-        return sentences[0]
+    def run(action, *arguments, **options):
+        with pytest.raises(UserError) as caught:
+            action(*arguments, **options)
+        text = str(caught.value)
+        assert '\n' not in text
+        assert 'weights:' not in capsys.readouterr().out
+        return text
 
     return run
+
+
+@pytest.fixture
+def ade(scenes, tmp_path):
+    """A copy of the generated scenes to break."""
+    root = tmp_path / 'ade'
+    shutil.copytree(scenes, root)
+    return root
+
+
+@pytest.fixture
+def segmentor_file(tmp_path):
+    """UperNet on a tiny EfficientViT, in plain MMSegmentation."""
+    path = tmp_path / 'segmentor.py'
+    path.write_text(SEGMENTOR)
+    return path
+
+
+@pytest.fixture
+def segmentor(segmentor_file, ade):
+    """The same, read, over the copy."""
+    config = Config.fromfile(segmentor_file)
+    configure.set_data_root(config, ade)
+    return config
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """The files that are read as checkpoints."""
+    files = []
+    load = torch.load
+
+    def record(path, *arguments, **options):
+        files.append(str(path))
+        return load(path, *arguments, **options)
+
+    monkeypatch.setattr(safe_load.torch, 'load', record)
+    return files

@@ -1,4 +1,4 @@
-"""What the command line does to a config."""
+"""Finding and reading configs, and the options that change them."""
 
 import pytest
 from mmengine.config import Config
@@ -7,7 +7,7 @@ from evit_mm.engine import config as configure
 from evit_mm.errors import ConfigError, UserError
 
 
-def test_data_root_reaches_every_data_set_and_evaluator(config, tmp_path):
+def test_data_root_reaches_every_dataset_and_evaluator(config, tmp_path):
     config.train_dataloader.dataset = dict(
         type='RepeatDataset', times=2, dataset=dict(
             type='ConcatDataset', datasets=[config.train_dataloader.dataset] * 2))
@@ -24,6 +24,33 @@ def test_data_root_reaches_every_data_set_and_evaluator(config, tmp_path):
                                      and ('dataloader' in key or 'evaluator' in key)})
 
 
+def test_configs_are_found_by_path_and_by_name(repository, monkeypatch, tmp_path):
+    folder = repository / 'configs'
+    by_path = folder / 'retinanet_evit_m4_coco.py'
+    for name in (by_path, str(by_path), 'retinanet_evit_m4_coco', 'retinanet_evit_m4_coco.py'):
+        assert configure.find_config(name) == by_path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'retinanet_evit_m4_coco.py').write_text('a = 1')  # what is there comes first
+    assert configure.load_config('retinanet_evit_m4_coco.py').a == 1
+    for name in ('_base_/ade20k', 'elsewhere/retinanet_evit_m4_coco', '\0', 'x' * 5000, ''):
+        with pytest.raises(UserError, match='^no such config: '):
+            configure.find_config(name)
+    with pytest.raises(UserError, match='upernet_evit_m7_ade20k; did you mean upernet_evit_m'):
+        configure.find_config('upernet_evit_m7_ade20k')
+
+    installed = tmp_path / '.mim' / 'configs'
+    installed.mkdir(parents=True)
+    (installed / 'own.py').write_text('a = 2')
+    monkeypatch.setattr(configure, '_CONFIG_FOLDERS', (installed, folder))
+    assert configure.find_config('own') == installed / 'own.py'
+
+
+def test_a_config_object_is_copied(config):
+    loaded = configure.load_config(config, {'train_dataloader.batch_size': 3})
+    assert loaded.train_dataloader.batch_size == 3 and loaded.filename == config.filename
+    assert config.train_dataloader.batch_size == 8
+
+
 def test_data_root_of_segmentation_layouts(tmp_path):
     config = Config(dict(
         train_dataloader=dict(dataset=dict(
@@ -36,7 +63,7 @@ def test_data_root_of_segmentation_layouts(tmp_path):
 
 
 def test_missing_data_root(config):
-    with pytest.raises(UserError, match='--data-root nowhere: no such folder'):
+    with pytest.raises(UserError, match='^no such folder: nowhere; --data-root'):
         configure.set_data_root(config, 'nowhere')
 
 
@@ -48,7 +75,7 @@ def test_from_scratch_reaches_the_backbone(repository):
     assert config.model.backbone.norm_eval is False
 
 
-def test_options_merge_and_malformed_ones_are_told(config_file, tmp_path):
+def test_options_merge_and_malformed_ones_are_reported(config_file, tmp_path):
     config = configure.load_config(config_file, {'train_dataloader.batch_size': 3,
                                                  'train_dataloader.dataset.pipeline.2.scale': 64})
     assert config.train_dataloader.batch_size == 3
@@ -62,12 +89,12 @@ def test_options_merge_and_malformed_ones_are_told(config_file, tmp_path):
         configure.load_config(tmp_path / 'broken.py')
 
 
-def test_misspelt_option_is_pointed_out(config_file, monkeypatch):
-    said = []
-    monkeypatch.setattr(configure, 'print_log', lambda text, **_: said.append(text))
+def test_a_misspelt_option_is_reported(config_file, monkeypatch):
+    messages = []
+    monkeypatch.setattr(configure, 'print_log', lambda text, **_: messages.append(text))
     configure.load_config(config_file, {'modle.backbone.arch': 'm1', 'train_cfg.max_epochs': 1,
                                         'randomness': dict(seed=1)})
-    assert len(said) == 1 and 'modle.backbone.arch' in said[0]
+    assert len(messages) == 1 and 'modle.backbone.arch' in messages[0]
 
 
 def test_flips_for_a_config_without_tta(config):
@@ -80,9 +107,9 @@ def test_flips_for_a_config_without_tta(config):
     assert 'flip_direction' in pack[0].meta_keys
 
 
-def test_tta_of_masks_says_that_it_merges_boxes(repository, monkeypatch):
-    said = []
-    monkeypatch.setattr(configure, 'print_log', lambda text, **_: said.append(text))
+def test_tta_of_masks_warns_that_it_merges_boxes(repository, monkeypatch):
+    messages = []
+    monkeypatch.setattr(configure, 'print_log', lambda text, **_: messages.append(text))
     config = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py')
     configure.add_test_time_augmentation(config)
-    assert config.test_evaluator.metric == ['bbox'] and 'boxes only' in said[0]
+    assert config.test_evaluator.metric == ['bbox'] and 'boxes only' in messages[0]

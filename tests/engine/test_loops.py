@@ -1,6 +1,6 @@
-"""A run that resumes goes on with the samples that were next, and loads no others.
+"""A resumed run continues with the samples that were next, and loads no others.
 
-Whole runs of mmengine's Runner: an uninterrupted one with mmengine's own loop says what is right.
+Whole runs of mmengine's Runner: an uninterrupted one with mmengine's own loop is the reference.
 """
 
 import itertools
@@ -36,7 +36,7 @@ _names = itertools.count()
 
 
 class Numbers(Dataset):
-    """Samples that say their index, with an augmentation, and a file of what was loaded."""
+    """Dataset of indices with an augmentation, which logs each load to a file."""
 
     built = 0
 
@@ -58,7 +58,7 @@ class Numbers(Dataset):
 
 
 class Stream(IterableDataset):
-    """Samples without indices."""
+    """Dataset without indices."""
 
     def __len__(self):  # mmengine's logger asks
         return 10**6
@@ -69,7 +69,7 @@ class Stream(IterableDataset):
 
 
 class Line(BaseModel):
-    """A model whose weight tells which batches and which random numbers it has seen."""
+    """Model whose weight depends on all batches and random numbers it has seen."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ class Line(BaseModel):
 
 
 class Record(Hook):
-    """Keeps the batches that training gets."""
+    """Hook that keeps the batches of a training."""
 
     def __init__(self):
         self.batches, self.draws = [], []
@@ -178,7 +178,7 @@ def two_sources(tmp_path):
 
 
 class OwnBatches(BatchSampler):
-    """Promises no more than batches: two to four neighbours each."""
+    """Batch sampler of two to four neighbours."""
 
     def __iter__(self):
         for number, index in enumerate(self.sampler):
@@ -204,7 +204,7 @@ SAMPLERS = {
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('options', SAMPLERS.values(), ids=SAMPLERS.keys())
-def test_order_goes_on_without_a_seed(options, num_workers, train, dataloader, checkpoint):
+def test_order_continues_without_a_seed(options, num_workers, train, dataloader, checkpoint):
     config = dataloader(num_workers=num_workers, **options)
     whole = train(config, 9)
     assert len(whole.batches) == 9
@@ -213,7 +213,7 @@ def test_order_goes_on_without_a_seed(options, num_workers, train, dataloader, c
         assert resumed.batches == whole.batches[iteration:]
         assert resumed.runner.seed == whole.runner.seed
         samples = sum(len(batch) for batch in whole.batches[:iteration])
-        assert f'Resumed at iteration {iteration}: passed over {samples} samples ' in resumed.log
+        assert f'Resumed at iteration {iteration}: skipped {samples} samples ' in resumed.log
         if not num_workers:  # workers load ahead
             assert resumed.loaded == [index for batch in resumed.batches for index in batch]
 
@@ -223,7 +223,7 @@ def test_order_goes_on_without_a_seed(options, num_workers, train, dataloader, c
                                           source_ratio=[1, 3]),
                                      dict(type='mmdet.CustomSampleSizeSampler',
                                           dataset_size=[4, -1])])
-def test_order_of_several_data_sets(sampler, train, dataloader, two_sources, checkpoint):
+def test_order_of_several_datasets(sampler, train, dataloader, two_sources, checkpoint):
     config = dataloader(sampler, dataset=two_sources)
     whole = train(config, 9)
     assert {index >= 100 for batch in whole.batches for index in batch} == {True, False}
@@ -231,7 +231,7 @@ def test_order_of_several_data_sets(sampler, train, dataloader, two_sources, che
     assert resumed.batches == whole.batches[6:]
 
 
-def test_persistent_workers_go_on_from_pass_to_pass(train, dataloader, checkpoint):
+def test_persistent_workers_continue_from_pass_to_pass(train, dataloader, checkpoint):
     config = dataloader(num_workers=2, persistent_workers=True)
     whole = train(config, 11)
     for iteration in (4, 6):  # within a pass, and at the end of one
@@ -252,7 +252,7 @@ def test_seed_is_that_of_the_checkpoint(seed, other, diff_rank_seed, train, data
 
 
 @pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
-def test_each_process_passes_over_its_own_share(sampler, train, dataloader, checkpoint,
+def test_each_process_skips_its_own_share(sampler, train, dataloader, checkpoint,
                                                 monkeypatch):
     shares = []
     for rank in (0, 1):
@@ -265,7 +265,7 @@ def test_each_process_passes_over_its_own_share(sampler, train, dataloader, chec
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_nothing_that_was_seen_is_loaded(num_workers, train, dataloader, checkpoint):
+def test_earlier_samples_are_not_loaded(num_workers, train, dataloader, checkpoint):
     config = dataloader(dict(type='InfiniteSampler', shuffle=False), num_workers, size=1000)
     train(config, 20, save_every=20)
     resumed = train(config, 22, OURS, resume=checkpoint(20))
@@ -274,7 +274,7 @@ def test_nothing_that_was_seen_is_loaded(num_workers, train, dataloader, checkpo
     assert min(resumed.loaded) == 80 and max(resumed.loaded) < 88 + 4 * 2 * num_workers
 
 
-def test_a_long_training_is_passed_over_at_once(train, dataloader, checkpoint):
+def test_a_long_training_is_skipped_at_once(train, dataloader, checkpoint):
     """160000 steps of 16, which would take hours to load."""
     config = dataloader('InfiniteSampler', size=2000, batch_size=16)
     whole = train(config, 1)
@@ -286,7 +286,7 @@ def test_a_long_training_is_passed_over_at_once(train, dataloader, checkpoint):
     expected = itertools.islice(InfiniteSampler(range(2000), seed=whole.runner.seed),
                                 160_000 * 16, 160_002 * 16)
     assert resumed.loaded == [int(index) for index in expected]
-    assert 'passed over 2560000 samples without loading them' in resumed.log
+    assert 'skipped 2560000 samples without loading them' in resumed.log
 
 
 def test_resuming_a_resumed_run(train, dataloader, checkpoint):
@@ -351,7 +351,7 @@ def test_resuming_by_hand(num_workers, randomness, train, dataloader, checkpoint
     whole = train(config, 6, **randomness)
     resumed = train(config, 6, OURS, resume=checkpoint(4), by_hand=True, **randomness)
     assert resumed.batches == whole.batches[4:]
-    assert 'passed over 16 samples' in resumed.log
+    assert 'skipped 16 samples' in resumed.log
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -364,7 +364,7 @@ def test_a_dataloader_object(num_workers, train, checkpoint, tmp_path):
     whole = train(loader(3), 7)
     resumed = train(loader(3), 7, OURS, resume=checkpoint(4))
     assert resumed.batches == whole.batches[4:]
-    assert 'only if its sampler has the seed that it had before' in resumed.log
+    assert 'only if its sampler has the same seed as before' in resumed.log
     if not num_workers:
         assert len(resumed.loaded) == 4 + 2 + 4
 
@@ -378,16 +378,16 @@ def test_a_dataloader_object_that_was_started_is_replayed(train, checkpoint, tmp
     whole = train(loader(), 6)
     resumed = train(loader(), 6, OURS, resume=checkpoint(4), by_hand=True)
     assert resumed.batches == whole.batches[4:]
-    assert 'loads again all that was seen, because the dataloader is an object' in resumed.log
-    assert 'passed over' not in resumed.log
+    assert 'loads all earlier batches again, because the dataloader is an object' in resumed.log
+    assert 'skipped' not in resumed.log
 
 
-def test_an_iterable_data_set_is_replayed(train, dataloader, checkpoint):
+def test_an_iterable_dataset_is_replayed(train, dataloader, checkpoint):
     config = dataloader(sampler=None, dataset=dict(type=Stream))
     train(config, 4)
     resumed = train(config, 6, OURS, resume=checkpoint(4))
     assert resumed.batches == [[16, 17, 18, 19], [20, 21, 22, 23]]
-    assert 'loads again all that was seen, because Stream is an iterable dataset' in resumed.log
+    assert 'loads all earlier batches again, because Stream is an iterable dataset' in resumed.log
 
 
 def test_another_class_of_dataloader_is_replayed(train, checkpoint, tmp_path):
@@ -404,7 +404,7 @@ def test_another_class_of_dataloader_is_replayed(train, checkpoint, tmp_path):
     assert 'because the dataloader is a Reversed' in resumed.log
 
 
-def test_shared_random_numbers_are_told(train, dataloader, checkpoint, two_sources, tmp_path):
+def test_shared_random_numbers_are_reported(train, dataloader, checkpoint, two_sources, tmp_path):
     config = dataloader(sampler=None, shuffle=True)
     train(config, 4)
     resumed = train(config, 6, OURS, resume=checkpoint(4))
@@ -431,7 +431,7 @@ def test_shared_random_numbers_are_told(train, dataloader, checkpoint, two_sourc
     assert 'BatchSampler of RandomSampler draws from random numbers' in resumed.log
 
 
-def test_a_sampler_without_batches_is_told(train, dataloader, checkpoint):
+def test_a_sampler_without_batches_is_reported(train, dataloader, checkpoint):
     train(dataloader(), 2)
     with pytest.raises(ConfigError, match='yields no batch: BatchSampler of DefaultSampler'):
         train(dataloader(size=3, drop_last=True), 4, OURS, resume=checkpoint(2))

@@ -1,40 +1,36 @@
-"""Whole segmentation runs of the tools on generated and on real images."""
-
-import re
+"""Whole segmentation runs on generated and on real images."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-IGNORED = 255
+from evit_mm.engine import test, train
+
+test.__test__ = False  # not a test, in spite of its name
+
 NUM_CLASSES = 150
-LOADERS = [f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
-           for option in ('num_workers=0', 'persistent_workers=False')]
-TRAINING = [*LOADERS, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
-            'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1',
-            'default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=-1']
-NO_DROPOUT = ['model.decode_head.dropout_ratio=0.0', 'model.auxiliary_head.dropout_ratio=0.0']
-CROPS_OF_64 = ['train_dataloader.dataset.pipeline.2.scale=(256,64)',
-               'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
-               'model.data_preprocessor.size=(64,64)',
-               'val_dataloader.dataset.pipeline.1.scale=(256,64)',
-               'test_dataloader.dataset.pipeline.1.scale=(256,64)']
+TRAINING = {
+    'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2,
+    'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 2,
+    'default_hooks.checkpoint.max_keep_ckpts': -1}
+NO_DROPOUT = {'model.decode_head.dropout_ratio': 0.0, 'model.auxiliary_head.dropout_ratio': 0.0}
+SHAPES = {f'{split}_dataloader.dataset.pipeline.{step}.scale': (96, 96)
+          for split, step in (('train', 2), ('val', 1), ('test', 1))} | {
+    'model.data_preprocessor.size': (96, 96)}
+CROPS_OF_64 = {
+    'train_dataloader.dataset.pipeline.2.scale': (256, 64),
+    'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+    'model.data_preprocessor.size': (64, 64),
+    'val_dataloader.dataset.pipeline.1.scale': (256, 64),
+    'test_dataloader.dataset.pipeline.1.scale': (256, 64)}
+CONFIG = 'upernet_evit_m0_shapes'
 
-
-@pytest.fixture
-def config_file(repository):
-    return repository / 'configs' / 'upernet_evit_m0_shapes.py'
-
-
-def printed_metrics(output):
-    """aAcc, mIoU and mAcc of the last evaluation, as the log has them."""
-    line = [line for line in output.splitlines() if 'mIoU: ' in line][-1]
-    return {name: float(re.search(rf'{name}: ([\d.]+)', line)[1])
-            for name in ('aAcc', 'mIoU', 'mAcc')}
+# mmengine's, of the second run in one process.
+pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of visualizer')
 
 
 def metrics_in_numpy(predictions, truths):
-    """The same from files: ids of the label maps, 0 for pixels that do not count."""
+    """Return aAcc, mIoU and mAcc from files of class ids, 0 for pixels that do not count."""
     intersection, predicted_area, true_area = np.zeros((3, NUM_CLASSES + 1))
     for prediction, truth in zip(predictions, truths, strict=True):
         prediction, truth = (np.asarray(Image.open(path)) for path in (prediction, truth))
@@ -49,92 +45,69 @@ def metrics_in_numpy(predictions, truths):
                 mAcc=100 * np.mean(intersection[true_area > 0] / true_area[true_area > 0]))
 
 
-def test_trains_resumes_and_tests(tool, scalars, config_file, scenes, tmp_path):
-    """The life of a run: train, stop, resume, test, look; figures equal those of numpy."""
-    flags = ['--data-root', scenes, '--work-dir', 'run', '--seed', 3]
-    # No flips and no dropout: their random numbers start anew with the process.
-    options = [*TRAINING, 'train_dataloader.dataset.pipeline.3.prob=0.0', *NO_DROPOUT]
-    longer = [option.replace('max_iters=2', 'max_iters=4') for option in options]
-
-    whole = tool('train.py', config_file, *flags, '--cfg-options', *longer, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+def test_trains_resumes_and_tests(loaders, scalars, scenes, tmp_path, monkeypatch):
+    """A run is trained, stopped, resumed and tested; the metrics equal those of numpy."""
+    monkeypatch.chdir(tmp_path)
+    # No flips and no dropout: a resumed run draws new random numbers for them.
+    options = {**loaders, **TRAINING, **NO_DROPOUT, **SHAPES, 'train_cfg.max_iters': 4,
+               'train_dataloader.dataset.pipeline.3.prob': 0.0}
+    train(CONFIG, data_root=scenes, work_dir='run', seed=3, cfg_options=options)
     expected = scalars(tmp_path / 'run')
     assert [entry['step'] for entry in expected] == [1, 2, 3, 4]
 
-    resumed = tool('train.py', config_file, '--data-root', scenes, '--work-dir', 'again',
-                   '--resume', 'run/iter_2.pth', '--cfg-options', *longer, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'passed over 4 samples without loading them' in resumed.stdout
+    train(CONFIG, data_root=scenes, work_dir='again', resume='run/iter_2.pth', cfg_options=options)
     steps = scalars(tmp_path / 'again')
     assert [entry['step'] for entry in steps] == [3, 4]
     for a, b in zip(expected[2:], steps, strict=True):  # the images it would have seen
         assert b['loss'] == pytest.approx(a['loss'], rel=1e-4) and b['lr'] == a['lr']
 
-    tested = tool('test.py', config_file, 'run/iter_4.pth', '--data-root', scenes, '--work-dir',
-                  'tested', '--out', 'found', '--show-dir', 'pictures', '--cfg-options', *LOADERS,
-                  cwd=tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    assert printed_metrics(tested.stdout) == printed_metrics(whole.stdout)
+    metrics = test(CONFIG, 'run/iter_4.pth', data_root=scenes, work_dir='tested',
+                   out='predictions', show_dir='pictures', cfg_options=options)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
-    found = sorted((tmp_path / 'found').glob('*.png'))
+    predictions = sorted((tmp_path / 'predictions').glob('*.png'))
     truths = sorted((scenes / 'annotations' / 'validation').glob('*.png'))
-    assert [path.name for path in found] == [path.name for path in truths]
-    exact = metrics_in_numpy(found, truths)
-    json_log = next((tmp_path / 'tested').glob('*/*.json')).read_text()
-    for name, value in exact.items():
-        logged = float(re.search(rf'"{name}": ([\d.e+-]+)', json_log)[1])
-        assert logged == pytest.approx(value, abs=1e-6)
+    assert [path.name for path in predictions] == [path.name for path in truths]
+    assert metrics == pytest.approx(metrics_in_numpy(predictions, truths), abs=1e-6)
 
-    augmented = tool('test.py', config_file, 'run/iter_4.pth', '--data-root', scenes, '--tta',
-                     '--cfg-options', *LOADERS, cwd=tmp_path)
-    assert augmented.returncode == 0, augmented.stderr
-    assert 0 <= printed_metrics(augmented.stdout)['mIoU'] <= 100
+    augmented = test(CONFIG, 'run/iter_4.pth', data_root=scenes, tta=True, cfg_options=options)
+    assert set(augmented) == set(metrics) and 0 <= augmented['mIoU'] <= 100
 
 
 @pytest.mark.parametrize('head,arch', [('upernet', 'm0'),
                                        pytest.param('semantic_fpn', 'm0', marks=pytest.mark.slow),
                                        pytest.param('upernet', 'm4', marks=pytest.mark.slow),
                                        pytest.param('semantic_fpn', 'm4', marks=pytest.mark.slow)])
-def test_real_images(head, arch, tool, scalars, repository, ade_mini, tmp_path):
-    config = repository / 'configs' / f'{head}_evit_{arch}_ade20k.py'
-    flags = ['--data-root', ade_mini, '--work-dir', tmp_path / 'run', '--cfg-options',
-             *TRAINING, *CROPS_OF_64]
-    trained = tool('train.py', config, '--from-scratch', *flags, cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
+def test_real_images(head, arch, loaders, scalars, ade_mini, tmp_path):
+    config = f'{head}_evit_{arch}_ade20k'
+    options = {**loaders, **TRAINING, **CROPS_OF_64}
+    common = dict(data_root=ade_mini, work_dir=tmp_path / 'run')
+    train(config, from_scratch=True, cfg_options=options, **common)
     losses = [entry['loss'] for entry in scalars(tmp_path / 'run')]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
-    resumed = tool('train.py', config, '--resume', *flags, 'train_cfg.max_iters=4', cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    train(config, resume=True, cfg_options={**options, 'train_cfg.max_iters': 4}, **common)
     assert [entry['step'] for entry in scalars(tmp_path / 'run')] == [3, 4]
-    tested = tool('test.py', config, tmp_path / 'run' / 'iter_4.pth', '--fast', '--show-dir',
-                  tmp_path / 'pictures', *flags, cwd=tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    assert set(printed_metrics(tested.stdout)) == {'aAcc', 'mIoU', 'mAcc'}
+    metrics = test(config, tmp_path / 'run' / 'iter_4.pth', fast=True,
+                   show_dir=tmp_path / 'pictures', cfg_options=options, **common)
+    assert set(metrics) == {'aAcc', 'mIoU', 'mAcc'}
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
 
 
 @pytest.mark.slow
-def test_two_processes_take_turns_over_the_data(tool, scalars, config_file, scenes, tmp_path):
+def test_two_processes_take_turns_over_the_data(script, scalars, repository, loaders, scenes,
+                                                tmp_path):
     """Two processes with two images each see what one sees with four."""
-    options = [*TRAINING, 'train_dataloader.dataset.pipeline.3.prob=0.0',
-               'train_cfg.val_interval=10', 'model.backbone.norm_eval=True']
-    options += [f'model.{head}.norm_cfg.{option}' for head in ('decode_head', 'auxiliary_head')
-                for option in ('type=GN', 'num_groups=8')]  # independent of the batch
-    options += NO_DROPOUT
-    flags = ['--data-root', scenes, '--seed', 5]
-
-    def run(name, batch, launcher=(), **environment):
-        result = tool('train.py', config_file, *flags, '--work-dir', name,
-                      *(['--launcher', 'pytorch'] if launcher else []), '--cfg-options', *options,
-                      f'train_dataloader.batch_size={batch}', cwd=tmp_path, launcher=launcher,
-                      **environment)
-        assert result.returncode == 0, result.stderr
-        return scalars(tmp_path / name)
-
-    one = run('one', 4)
-    two = run('two', 2, launcher=['-m', 'torch.distributed.run', '--standalone',
-                                  '--nproc-per-node', '2'], OMP_NUM_THREADS='1')
-    assert len(one) == len(two) == 2
-    for a, b in zip(one, two, strict=True):
+    options = {**loaders, **TRAINING, **NO_DROPOUT, **SHAPES, 'train_cfg.val_interval': 10,
+               'train_dataloader.dataset.pipeline.3.prob': 0.0, 'model.backbone.norm_eval': True}
+    options |= {f'model.{head}.norm_cfg.{key}': value for head in ('decode_head', 'auxiliary_head')
+                for key, value in (('type', 'GN'), ('num_groups', 8))}  # independent of the batch
+    train(CONFIG, data_root=scenes, work_dir=tmp_path / 'one', seed=5,
+          cfg_options={**options, 'train_dataloader.batch_size': 4})
+    two = script(repository / 'tools' / 'dist_train.sh',
+                 repository / 'configs' / f'{CONFIG}.py', 2, '--data-root', scenes,
+                 '--work-dir', 'two', '--seed', 5, options, cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    one_process, two_processes = scalars(tmp_path / 'one'), scalars(tmp_path / 'two')
+    assert len(one_process) == len(two_processes) == 2
+    for a, b in zip(one_process, two_processes, strict=True):
         for name in ('loss', 'decode.loss_ce', 'aux.loss_ce', 'grad_norm'):
             assert b[name] == pytest.approx(a[name], rel=1e-4), name

@@ -1,5 +1,14 @@
-"""Hooks around a run, one file each."""
+"""Hooks around a run, one file each.
 
+A config that names this module in ``custom_imports`` can use those that are registered:
+`MeanLossHook` and `PreflightHook`.
+"""
+
+from .acceleration import AccelerationHook
+from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
+from .preflight import PreflightHook
+from .summary import SummaryHook
 
-__all__ = ['MeanLossHook']
+__all__ = ['AccelerationHook', 'FirstIterationHook', 'MeanLossHook', 'PreflightHook',
+           'SummaryHook']

@@ -1,4 +1,4 @@
-"""Hooks that the tools add to every run."""
+"""Losses of distributed runs in the log."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ __all__ = ['MeanLossHook']
 
 @HOOKS.register_module()
 class MeanLossHook(Hook):
-    """Log the mean of all processes' losses, where mmengine logs those of the first."""
+    """Hook that logs the mean of all processes' losses, where mmengine logs the first process's."""
 
-    priority = 'HIGHEST'  # before RuntimeInfoHook takes the losses to the log
+    priority = 'HIGHEST'  # before RuntimeInfoHook logs the losses
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:
-        """Replace the losses in ``outputs``; a key must not be missing on any process."""
+        """Replace the losses in ``outputs``, whose keys must be the same in all processes."""
         if outputs:
             losses = {key: value.detach().clone() for key, value in sorted(outputs.items())
                       if isinstance(value, torch.Tensor)}

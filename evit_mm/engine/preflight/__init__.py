@@ -1,15 +1,23 @@
-"""Find a user's mistakes before training or testing starts, and say each in one sentence.
+"""Find a user's mistakes before training or testing starts, and report each in one sentence.
 
-`files` looks at what a config names, before anything is built; `categories` at COCO's annotation
-files; `datasets` at built datasets; `labels` into label maps; `batch` at the size of a training
-batch and the norms that it goes through; `checkpoint` at weights.
+`files` checks the files that a config names, before anything is built; `categories` COCO's
+annotation files; `datasets` built datasets; `labels` label maps; `batch` the size of a training
+batch and the norms that it passes; `checkpoint` weights. `evit_mm.engine.hooks.preflight` calls
+them all.
 """
 
-from .batch import check_norms, check_synced_norms, explain_norms, log_batch_size
+from .batch import (
+    check_norms,
+    check_synced_norms,
+    describe_batch_size,
+    explain_norms,
+    warn_of_batch_size,
+)
 from .checkpoint import check_checkpoint
 from .datasets import built_dataset, check_classes
 from .files import check_files
-from .labels import check_label_maps
+from .labels import check_label_maps, ignored_label
 
 __all__ = ['built_dataset', 'check_checkpoint', 'check_classes', 'check_files', 'check_label_maps',
-           'check_norms', 'check_synced_norms', 'explain_norms', 'log_batch_size']
+           'check_norms', 'check_synced_norms', 'describe_batch_size', 'explain_norms',
+           'ignored_label', 'warn_of_batch_size']

@@ -1,32 +1,34 @@
-"""A checkpoint against the model that is to take it."""
+"""A checkpoint, compared with the model that loads it."""
 
 import logging
 from collections.abc import Mapping
 
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ...checkpoint import describe_weights, strip_containers, translate_backbone_state
 from ...errors import CheckpointError
 from ...models import EfficientViT
+from ..initial_checkpoint import read_checkpoint
 
 __all__ = ['check_checkpoint']
 
 
 def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
-    """Check that a checkpoint is one of this model, before anything is loaded.
+    """Check that a checkpoint belongs to a model, before the model loads it.
+
+    The next reader of the same source receives what this function has read.
 
     Args:
         model: A detector or segmentor.
-        source: File or address.
-        purpose: ``'test'`` and ``'resume'`` need every tensor; ``'finetune'`` lets parts outside
-            the backbone differ, and says which.
+        source: File, address or name of the checkpoint.
+        purpose: ``'test'`` and ``'resume'`` need every tensor; ``'finetune'`` accepts differences
+            outside the backbone, and logs them.
 
     Raises:
-        CheckpointError: If it can't be read, holds another model, or can't be resumed from.
+        CheckpointError: If it can't be read, belongs to another model, or can't be resumed from.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+    checkpoint = read_checkpoint(source)
     state = strip_containers(checkpoint, source)
     if purpose == 'resume':
         lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
@@ -34,36 +36,36 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
             raise CheckpointError(f'{source} can\'t be resumed from, as it has no '
                                   f'{", ".join(lacking)}: it holds weights only; start from them '
                                   f'with --cfg-options load_from={source}')
-    wanted = model.state_dict()
+    expected = model.state_dict()
     for path, module in model.named_modules():
         if isinstance(module, EfficientViT):
             state = _checked_backbone(module, f'{path}.' if path else '', state, source, purpose)
-    differences = _differences(state, wanted)
+    differences = _differences(state, expected)
     if differences and purpose != 'finetune':
         raise CheckpointError(
             f'{source} is not a checkpoint of this config\'s model: {differences}')
-    if not any(key in wanted and wanted[key].shape == state[key].shape for key in state):
+    if not any(key in expected and expected[key].shape == state[key].shape for key in state):
         raise CheckpointError(f'{source} has nothing in common with this config\'s model: '
                               f'{differences}')
     if differences:
-        print_log(f'{source} fits in part, the rest starts anew: {differences}', logger='current',
-                  level=logging.WARNING)
+        print_log(f'{source} fits only in part, the rest keeps its initial weights: {differences}',
+                  logger='current', level=logging.WARNING)
 
 
 def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tensor], source: str,
                       purpose: str) -> dict[str, Tensor]:
-    """The state with the backbone's part under our names.
+    """Return a state dict with the backbone's part under the names of this package.
 
     Raises:
-        CheckpointError: If that part is of another backbone, or missing.
+        CheckpointError: If that part belongs to another backbone, or is missing.
     """
     part = {key.removeprefix(prefix): value for key, value in state.items()
             if key.startswith(prefix)}
     translated, report = translate_backbone_state(part, backbone.state_dict(), source)
     if not part and describe_weights(state) != 'another model':
         raise CheckpointError(
-            f'{source} holds a backbone alone ({describe_weights(state)}), not a whole model: '
-            'name it in model.backbone.init_cfg.checkpoint')
+            f'{source} holds only a backbone ({describe_weights(state)}), not a whole model: '
+            'set model.backbone.init_cfg.checkpoint to it')
     if not report.complete and (part or purpose != 'finetune'):
         raise CheckpointError(
             f'{source} is not a checkpoint of this config\'s model: its backbone looks like '
@@ -77,14 +79,15 @@ def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tens
         prefix + key: value for key, value in translated.items()}
 
 
-def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return the differences between two state dicts in words; empty if there are none."""
     lists = {
-        'missing': [key for key in wanted if key not in state
+        'missing': [key for key in expected if key not in state
                     and not key.endswith('num_batches_tracked')],
-        'unexpected': [key for key in state if key not in wanted],
-        'of another shape': [f'{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}'
-                             for key in state if key in wanted
-                             and state[key].shape != wanted[key].shape],
+        'unexpected': [key for key in state if key not in expected],
+        'of another shape': [f'{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}'
+                             for key in state if key in expected
+                             and state[key].shape != expected[key].shape],
     }
     return '; '.join(f'{len(keys)} tensors {what} ({", ".join(keys[:3])}'
                      f'{", ..." if len(keys) > 3 else ""})' for what, keys in lists.items() if keys)

@@ -1,4 +1,4 @@
-"""What a dataloader's config names, before anything is built from it: folders, files, suffixes."""
+"""Folders, files and suffixes that a dataloader's config names, before it is built."""
 
 import os
 from collections import Counter
@@ -17,19 +17,18 @@ __all__ = ['check_files', 'is_local', 'segmentation_base']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
-                   'annotations_trainval2017.zip, unpacked into one folder) and name that folder '
-                   'with --data-root',
+                   'annotations_trainval2017.zip, unpacked into one folder) and pass that folder '
+                   'as --data-root',
     'ADE20KDataset': 'get ADEChallengeData2016.zip from the MIT scene parsing benchmark '
-                     '(sceneparsing.csail.mit.edu) and name the unpacked folder with --data-root',
+                     '(sceneparsing.csail.mit.edu) and pass the unpacked folder as --data-root',
 }
-_FALLBACK = ('name the folder that holds the dataset with --data-root, or set data_root in the '
-             'config')
-_TRY = 'tools/prepare_data.py shapes generates a small set to try things with'
+_FALLBACK = 'pass the folder of the dataset as --data-root, or set data_root in the config'
+_GENERATE = 'tools/prepare_data.py shapes generates a small dataset to experiment with'
 
 
 def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
                 scope: str | None = None) -> None:
-    """Check that what a dataloader's config names is there.
+    """Check that the files which a dataloader's config names exist.
 
     Args:
         dataloader: The config of one dataloader.
@@ -37,64 +36,66 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
         scope: The config's ``default_scope``, in which the types of its datasets are looked up.
 
     Raises:
-        UserError: If a folder or file is missing, or has nothing to read; it says how to get the
-            data.
+        UserError: If a folder or file is missing or empty; the message says how to get the data.
         ConfigError: If the categories of a COCO file are not the config's classes.
     """
     for dataset in leaf_datasets(dataloader):
         if _is_remote(dataset):
-            continue  # mmengine's storage backend reports what is missing
+            continue  # mmengine's storage backend reports missing files
         kind = _class_of(dataset, scope)
         name = kind.__name__ if kind else str(dataset.get('type'))
-        how = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_TRY}'
+        fix = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_GENERATE}'
         root = Path(dataset.get('data_root') or '')
         if not root.is_dir():
-            raise UserError(f'the dataset is not there: {root.absolute()} does not exist; {how}')
+            raise UserError(f'no such folder: {root.absolute()}, the root of the dataset; {fix}')
         segmentation = segmentation_base(kind)
         annotations = dataset.get('ann_file')
         # mmseg reads a folder as all of its images.
         if annotations and not (root / annotations).is_file() and not (
                 segmentation and (root / annotations).is_dir()):
-            raise UserError(f'{root / annotations} does not exist; {how}')
+            raise UserError(f'no such file: {root / annotations}; {fix}')
         classes = _coco_classes(kind, dataset) if annotations else None
         if classes:
             check_categories(root / annotations, classes, ignore_unknown_categories)
         for key, prefix in (dataset.get('data_prefix') or {}).items():
             if key == 'seg_map_path' and segmentation and not _loads_labels(dataset['pipeline']):
-                continue  # a test set whose labels nobody asks for
+                continue  # a test set whose labels are not used
             folder = root / prefix if prefix else root
             if not folder.is_dir():
-                raise UserError(f'the folder {folder} does not exist; {how}')
+                raise UserError(f'no such folder: {folder}; {fix}')
             if not any(folder.iterdir()):
-                raise UserError(f'the folder {folder} is empty; {how}')
+                raise UserError(f'the folder {folder} is empty; {fix}')
         if kind and segmentation:
             _check_images_found(kind, segmentation, dataset)
 
 
 def is_local(backend_args: Mapping[str, Any] | None) -> bool:
-    """Whether mmengine's ``backend_args`` mean local disks."""
+    """Return whether mmengine's ``backend_args`` stand for local disks."""
     return (backend_args or {}).get('backend', 'local') in ('local', 'disk')
 
 
 def segmentation_base(kind: type | None) -> Any:
-    """Which of MMSegmentation's datasets a type derives from, if any; mmseg is not imported."""
+    """Return the base class of MMSegmentation's datasets that a type has, if any.
+
+    It does not import mmseg.
+    """
     return _base(kind, 'mmseg', 'BaseSegDataset') or _base(kind, 'mmseg', 'BaseCDDataset')
 
 
 def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> None:
-    """Check that a segmentation dataset finds any image where it looks.
+    """Check that a segmentation dataset has at least one image.
 
     Raises:
         UserError: If its list of images is empty, or no file has the suffix of its images.
     """
     if getattr(kind, 'load_data_list', None) is not base.load_data_list:
-        return  # finds its images in a way of its own
+        return  # has its own way to list images
     config = deepcopy({key: value for key, value in dataset.items()
                        if key not in ('type', '_scope_')})
     config.update(pipeline=[], lazy_init=True, test_mode=False)
     try:
-        unread = kind(**config)  # knows the defaults of its type, and how paths are put together
-    except Exception:  # building it in earnest will fail, and say why
+        unread = kind(**config)  # has the defaults of its type, and joins paths as it does
+    except Exception:  # building the real one will fail, and say why
         return
     if unread.ann_file and not os.path.isdir(unread.ann_file):
         if not any(line.strip() for line in Path(unread.ann_file).read_text().splitlines()):
@@ -107,20 +108,20 @@ def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> No
             return
         others[os.path.splitext(file)[1]] += 1
     raise UserError(
-        f'no file in {folder} ends in {suffix!r}, as the images of {kind.__name__} do'
+        f'no file in {folder} ends in {suffix!r}, the suffix of {kind.__name__}\'s images'
         + (f': the {others.total()} files there end in '
            f'{", ".join(repr(other) for other, _ in others.most_common(3))}' if others else '')
         + '; set img_suffix of the dataset, or data_prefix.img_path')
 
 
 def _visible_files(folder: str) -> Iterator[str]:
-    """The files that mmseg sees in a folder and the folders in it."""
+    """Yield the files that mmseg finds in a folder and its subfolders."""
     for path, _, names in os.walk(folder, followlinks=True):
         yield from (os.path.join(path, name) for name in names if not name.startswith('.'))
 
 
 def _loads_labels(pipeline: Any) -> bool:
-    """Whether any step of a pipeline's config loads annotations."""
+    """Return whether any step of a pipeline's config loads annotations."""
     if isinstance(pipeline, Mapping):
         kind = pipeline.get('type')
         name = kind.__name__ if isinstance(kind, type) else str(kind)
@@ -129,7 +130,7 @@ def _loads_labels(pipeline: Any) -> bool:
 
 
 def _is_remote(dataset: Mapping[str, Any]) -> bool:
-    """Whether a dataset's config reads from storage other than local disks."""
+    """Return whether a dataset's config reads from storage other than local disks."""
     paths = [dataset.get('data_root'), dataset.get('ann_file'),
              *(dataset.get('data_prefix') or {}).values()]
     return not is_local(dataset.get('backend_args')) or any(
@@ -137,7 +138,7 @@ def _is_remote(dataset: Mapping[str, Any]) -> bool:
 
 
 def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
-    """The class that a dataset's config names; None where building it will say what is wrong."""
+    """Return the class of a dataset's config; None if there is none, as building it will say."""
     kind = dataset.get('type')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(dataset.get('_scope_') or scope) as registry:
@@ -149,17 +150,17 @@ def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
 
 
 def _base(kind: type | None, package: str, name: str) -> Any:
-    """The base class of that name; by name, as neither mmdet nor mmseg must be installed."""
+    """Return a base class by its name, as mmdet or mmseg may not be installed."""
     bases = kind.__mro__ if kind else ()
     return next((base for base in bases if base.__name__ == name
                  and base.__module__.partition('.')[0] == package), None)
 
 
 def _coco_classes(kind: Any, dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """The classes of a dataset whose type reads categories as CocoDataset does."""
+    """Return the classes of a dataset whose type reads categories as CocoDataset does."""
     base = _base(kind, 'mmdet', 'CocoDataset')
     if base is None or kind.load_data_list is not base.load_data_list:
         return None
-    # Knows the forms that a config may use: a list, one name, a file of names.
+    # Accepts all forms that a config may use: a list, one name, a file of names.
     metainfo = kind._load_metainfo(deepcopy(dict(dataset.get('metainfo') or {})))
     return metainfo.get('classes')

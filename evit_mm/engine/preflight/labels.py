@@ -1,4 +1,4 @@
-"""A look into a sample of the label maps; `evit_mm.segmentation.labels` checks each as it loads."""
+"""A sample of the label maps; `evit_mm.segmentation.labels` checks each one when it is loaded."""
 
 import time
 from random import Random
@@ -6,65 +6,95 @@ from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
+from torch import nn
 
 from ...errors import UserError
 from .datasets import leaves, steps
 from .files import is_local, segmentation_base
 
-__all__ = ['check_label_maps']
+__all__ = ['check_label_maps', 'ignored_label']
+
+_IGNORED = 255  # MMSegmentation's default
 
 
-def check_label_maps(dataset: Any, name: str, limit: int = 100, seconds: float = 10.0) -> None:
+def check_label_maps(dataset: Any, name: str, limit: int = 100, seconds: float = 10.0, *,
+                     ignore_index: int = _IGNORED) -> None:
     """Check that label maps can be read, are as large as their images and hold known classes.
 
-    Datasets whose pipeline does not load label maps, or in a way of its own, are passed over.
+    Datasets whose pipeline loads no label maps, or loads them with a custom transform, are skipped.
 
     Args:
-        dataset: The built dataset.
+        dataset: A built dataset.
         name: ``'train'``, ``'val'`` or ``'test'``, for the log.
-        limit: Label maps to look into, spread over the dataset.
-        seconds: When to stop before that.
+        limit: Number of label maps to check, spread over the dataset.
+        seconds: Time after which the check stops early.
+        ignore_index: Label of the pixels that do not count.
 
     Raises:
-        UserError: If one does not fit; it names the file.
+        UserError: If a label map does not fit; the message names the file.
         ConfigError: If the config contradicts itself about how to load them.
     """
     segmentation = [leaf for leaf in leaves(dataset) if segmentation_base(type(leaf))]
-    if not segmentation:
-        return
-    from ...segmentation import CheckedLoadAnnotations  # detection does without mmseg
-
     sources = []
     for leaf in segmentation:
-        loads = [step for step in steps(leaf.pipeline) if isinstance(step, CheckedLoadAnnotations)]
-        if loads and is_local(loads[0].backend_args):
-            sources += [(leaf, loads[0], index) for index in range(len(leaf))]
-    # Every beginning of a random order is spread over the whole: time may run out.
-    chosen = Random(0).sample(sources, min(limit, len(sources)))
+        load = _checked_loader(leaf, ignore_index)
+        if load is not None and is_local(load.backend_args):
+            sources += [(leaf, load, index) for index in range(len(leaf))]
+    # Every beginning of a random order is spread over the whole dataset: time may run out.
+    sample = Random(0).sample(sources, min(limit, len(sources)))
     end = time.monotonic() + seconds
-    for count, (leaf, load, index) in enumerate(chosen, start=1):
+    for count, (leaf, load, index) in enumerate(sample, start=1):
         load(_with_image(leaf, index))
-        if time.monotonic() > end or count == len(chosen):
-            print_log(f'{count} of the {len(sources)} label maps of the {name} dataset are sound'
+        if time.monotonic() > end or count == len(sample):
+            print_log(f'{count} of the {len(sources)} label maps of the {name} dataset are valid'
                       + ('' if count == len(sources) else '; the others are checked when they are '
                          'loaded'), logger='current')
             return
 
 
+def ignored_label(model: nn.Module) -> int:
+    """Return the label that a segmentor's loss ignores."""
+    head: Any = getattr(model, 'decode_head', None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    label = getattr(head, 'ignore_index', None)
+    return _IGNORED if label is None else label
+
+
+def _checked_loader(leaf: Any, ignore_index: int) -> Any:
+    """Return a transform that loads a dataset's label maps as its pipeline does, with checks.
+
+    Returns:
+        CheckedLoadAnnotations: None if the pipeline has no loader that it could replace.
+    """
+    from mmseg.datasets.transforms import LoadAnnotations  # detection does without mmseg
+
+    from ...segmentation import CheckedLoadAnnotations
+
+    for step in steps(leaf.pipeline):
+        if isinstance(step, CheckedLoadAnnotations):
+            return step
+        if type(step) is LoadAnnotations:  # in a runner whose config was not changed beforehand
+            return CheckedLoadAnnotations(
+                num_classes=len(leaf.metainfo.get('classes') or ()) or None,
+                ignore_index=ignore_index, reduce_zero_label=step.reduce_zero_label,
+                imdecode_backend=step.imdecode_backend, backend_args=step.backend_args)
+    return None
+
+
 def _with_image(leaf: Any, index: int) -> dict[str, Any]:
-    """What is known of a label map when it is loaded: how large its image is, if it can be told.
+    """Return the input of a label map's loader, with the size of its image where that is known.
 
     Raises:
         UserError: If the image can't be read.
     """
     info = leaf.get_data_info(index)
-    # A loader of another type may need what steps before it have done.
+    # Any other image loader may depend on the steps before it.
     for step in steps(leaf.pipeline):
         if type(step) is LoadImageFromFile:
             try:
                 return step(info) or info
-            except Exception as error:  # each decoder has errors of its own
+            except Exception as error:  # each decoder raises its own types
                 raise UserError(f'the image {info["img_path"]} can\'t be read '
-                                f'({type(error).__name__}): fetch it again, or take it out of the '
+                                f'({type(error).__name__}): fetch it again, or remove it from the '
                                 'dataset') from error
     return info

@@ -10,23 +10,14 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch._inductor import config as inductor
 
-from evit_mm.cli import test_parser, train_parser
 from evit_mm.deployment.compile import check_compiler, compiled
-from evit_mm.engine import test, train
 from evit_mm.engine.hooks import acceleration
-from evit_mm.engine.hooks.acceleration import (
-    RECOMMENDED,
-    Acceleration,
-    AccelerationHook,
-    requested,
-)
-from evit_mm.errors import UserError
-
-test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
+from evit_mm.engine.hooks.acceleration import Acceleration, AccelerationHook, accelerate
+from evit_mm.errors import ConfigError, UserError
 
 
 class Detector(nn.Module):
-    """Named like a detector's parts; a head in a list, and a bottleneck that is no neck."""
+    """Module with parts named as a detector's, a head in a list, and a bottleneck."""
 
     def __init__(self):
         super().__init__()
@@ -42,8 +33,8 @@ class Detector(nn.Module):
         return self.bbox_head[0](features)
 
 
-def apply(model, event='before_test', **wanted):
-    hook = AccelerationHook(model, Acceleration(**wanted))
+def apply(model, event='before_test', **changes):
+    hook = AccelerationHook(model, Acceleration(**changes))
     getattr(hook, event)(None)
     return hook
 
@@ -65,14 +56,14 @@ def test_bfloat16_computes_in_it_and_returns_float32():
     image = torch.randn(2, 3, 9, 7)
     expected = model(image)
     computed = []
-    # The second is named as no part of a detector.
+    # The second does not have the name of a detector's part.
     for layer in (model.backbone[1], model.bottleneck):
         layer.register_forward_hook(lambda *called: computed.append(called[-1].dtype))
     apply(model, bf16=True)
-    found = model(image)
+    output = model(image)
     assert computed == [torch.bfloat16, torch.float32]
-    assert found.dtype == torch.float32 and not torch.equal(found, expected)
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+    assert output.dtype == torch.float32 and not torch.equal(output, expected)
+    torch.testing.assert_close(output, expected, atol=0.05, rtol=0.05)
 
 
 def test_weights_are_rounded_once_for_tests_of_the_deployed_form():
@@ -84,12 +75,12 @@ def test_weights_are_rounded_once_for_tests_of_the_deployed_form():
     types = {module.weight.dtype for module in model.backbone.modules()
              if isinstance(module, nn.Conv2d)}
     assert types == {torch.bfloat16}
-    assert model.bottleneck.weight.dtype == torch.float32  # part of nothing that is accelerated
+    assert model.bottleneck.weight.dtype == torch.float32  # not accelerated
     with torch.no_grad():
         for _ in range(2):
-            found, expected = model(image), twin(image)
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+            output, expected = model(image), twin(image)
+            assert output.dtype == torch.float32
+            torch.testing.assert_close(output, expected, atol=0.05, rtol=0.05)
     training = Detector()
     apply(training, 'before_train', deploy=True, bf16=True)
     assert all(p.dtype == torch.float32 for p in training.parameters())
@@ -152,23 +143,30 @@ def test_averages_are_not_swapped_into_folded_weights():
     assert runner._hooks == [hook]
 
 
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_fast_adds_to_what_is_named(monkeypatch, device):
-    monkeypatch.setattr(acceleration, 'get_device', lambda: device)
-    monkeypatch.setattr(acceleration, 'check_compiler', lambda *_: None)
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
-    options = test_parser().parse_args(['config', 'checkpoint', '--fast', '--bf16'])
-    best = RECOMMENDED
-    assert best.deploy and not best.bf16
-    assert requested(options) == Acceleration(best.deploy, best.channels_last, best.compile, True)
-    assert not requested(train_parser().parse_args(['config']))
+def test_a_model_without_a_backbone():
+    with pytest.raises(ConfigError, match='need a backbone, and Linear has none'):
+        accelerate(None, nn.Linear(2, 2), Acceleration(channels_last=True))
+    accelerate(None, nn.Linear(2, 2), Acceleration())
 
 
-def test_says_what_compilation_needs():
+def test_a_gpu_without_bfloat16(monkeypatch):
+    monkeypatch.setattr(acceleration, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
+    with pytest.raises(UserError, match='^--bf16 needs a GPU'):
+        Acceleration(bf16=True).check_device()
+    Acceleration(deploy=True, channels_last=True).check_device()
+
+
+def test_accelerations_in_words():
+    assert not Acceleration() and str(Acceleration()) == 'nothing'
+    assert str(Acceleration(channels_last=True, bf16=True)) == 'channels-last, bf16'
+
+
+def test_compilation_without_a_compiler():
     # Not monkeypatch, which would take the setting away afterwards.
     with inductor.patch({'cpp.cxx': ('no-such-compiler',)}), \
             pytest.raises(UserError, match=r'^--compile needs a C\+\+ compiler .* install g\+\+'):
-        check_compiler('cpu', '--compile')
+        Acceleration(compile=True).check_device()
 
 
 def test_a_whole_detector(config):
@@ -183,18 +181,13 @@ def test_a_whole_detector(config):
     with torch.inference_mode():
         expected = [level for kind in model(image) for level in kind]
         apply(model, deploy=True, channels_last=True)
-        found = [level for kind in model(image) for level in kind]
-        for level, wanted in zip(found, expected, strict=True):
-            torch.testing.assert_close(level, wanted, rtol=1e-4, atol=1e-5)
+        outputs = [level for kind in model(image) for level in kind]
+        for level, expected_level in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(level, expected_level, rtol=1e-4, atol=1e-5)
         apply(model, bf16=True)
         for kind in model(image):
             assert all(level.dtype == torch.float32 for level in kind)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-
-
-def test_two_ways_of_mixed_precision(mistake, config_file, shapes):
-    assert 'name one' in mistake(train_parser, train, config_file, '--data-root', shapes, '--amp',
-                                 '--bf16')
 
 
 @pytest.mark.slow
@@ -203,8 +196,8 @@ def test_compiles_a_graph_for_each_size(monkeypatch):
         check_compiler('cpu', '--compile')
     except UserError as error:
         pytest.skip(str(error))
-    said = []
-    monkeypatch.setattr(acceleration, 'print_log', lambda text, **_: said.append(text))
+    messages = []
+    monkeypatch.setattr(acceleration, 'print_log', lambda text, **_: messages.append(text))
     torch.compiler.reset()
     model = Detector().eval()
     images = [torch.randn(1, 3, height, width) for height, width in ((9, 7), (8, 12), (20, 21))]
@@ -214,12 +207,12 @@ def test_compiles_a_graph_for_each_size(monkeypatch):
         for image, output in zip(images, expected, strict=True):
             torch.testing.assert_close(model(image), output)
     hook.after_run(None)
-    assert said == ['torch.compile: 3 graphs compiled']
+    assert messages == ['torch.compile: 3 graphs compiled']
 
 
 @pytest.mark.slow
 def test_compiled_inference_packs_weights():
-    """The setting for it is lost silently where torch.compile takes it too late."""
+    """torch.compile silently ignores the setting when it comes too late."""
     try:
         check_compiler('cpu', '--compile')
     except UserError as error:
@@ -231,7 +224,6 @@ def test_compiled_inference_packs_weights():
     conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
     image = torch.randn(1, 8, 9, 7)
     with torch.inference_mode():
-        found = compiled(conv, 'cpu', inference=True)(image)
-        torch.testing.assert_close(found, conv(image))
+        output = compiled(conv, 'cpu', inference=True)(image)
+        torch.testing.assert_close(output, conv(image))
     assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
-

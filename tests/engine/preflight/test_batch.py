@@ -1,4 +1,4 @@
-"""What a batch is too small for is told before the first step, with a remedy that works."""
+"""Batches that are too small are reported before the first step, with a remedy that works."""
 
 import re
 
@@ -15,26 +15,34 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from evit_mm.engine import preflight
-from evit_mm.engine.preflight import batch as batch_room
 from evit_mm.errors import ConfigError
 
 
 @pytest.mark.parametrize('batch,processes,accumulate,warned', [
     (8, 1, 1, False), (4, 2, 1, False), (2, 2, 2, False), (8, 2, 1, True), (1, 1, 1, True)])
 def test_effective_batch(config, monkeypatch, batch, processes, accumulate, warned):
-    said = []
-    monkeypatch.setattr(batch_room, 'print_log', lambda text, **_: said.append(text))
+    warnings = []
+    monkeypatch.setattr(preflight.batch, 'print_log', lambda text, **_: warnings.append(text))
     config.train_dataloader.batch_size = batch
     config.optim_wrapper.accumulative_counts = accumulate
-    preflight.log_batch_size(config, processes)
     effective = batch * processes * accumulate
-    assert f'effective batch size {effective} ' in said[0] and 'learning rate 0.001' in said[0]
-    assert (len(said) == 2) == warned
+    text = preflight.describe_batch_size(config, processes)
+    assert text.startswith(f'effective batch size {effective} ({processes} process')
+    assert text.endswith('learning rate 0.001')
+    preflight.warn_of_batch_size(config, processes)
+    assert len(warnings) == warned
     if warned:
-        assert '--auto-scale-lr' in said[1] and f'{0.001 * effective / 8:g}' in said[1]
+        assert '--auto-scale-lr' in warnings[0] and f'{0.001 * effective / 8:g}' in warnings[0]
         config.auto_scale_lr.enable = True
-        preflight.log_batch_size(config, processes)
-        assert len(said) == 3
+        preflight.warn_of_batch_size(config, processes)
+        assert len(warnings) == 1
+        assert preflight.describe_batch_size(config, processes).endswith('(scaled from 0.001)')
+
+
+def test_configs_without_a_batch_size():
+    config = Config(dict(auto_scale_lr=dict(base_batch_size=2)))
+    assert preflight.describe_batch_size(config, 1) == ''
+    preflight.warn_of_batch_size(config, 1)
 
 
 def loader(batch_size, images=8, sampler=DefaultSampler, **options):
@@ -55,8 +63,8 @@ def train_step(model, images):
     sum(value for name, value in losses.items() if 'loss' in name).backward()
 
 
-def mended(error, config):
-    """The config with the options set that the sentence ends in."""
+def fixed(error, config):
+    """Return the config with the options of the message's end."""
     options = re.findall(r'(model\.[\w.]+)=(\w+)', str(error).rpartition(' or ')[2])
     config = Config(config.to_dict())
     config.merge_from_dict({key: int(value) if value.isdigit() else value == 'True' or value
@@ -67,7 +75,7 @@ def mended(error, config):
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='SyncBN', requires_grad=True),
                                       dict(type='BN', eps=1e-3)])
 def test_one_image_behind_a_global_pooling(segmentor, norm_cfg):
-    """UperNet pools to 1x1: what torch refuses is told, and both remedies work."""
+    """UperNet pools to 1x1: the check agrees with torch, and both remedies work."""
     segmentor.model.decode_head.norm_cfg = norm_cfg
     segmentor.model.auxiliary_head.norm_cfg = norm_cfg
     model = built(segmentor)
@@ -82,7 +90,7 @@ def test_one_image_behind_a_global_pooling(segmentor, norm_cfg):
 
     preflight.check_norms(model, loader(2), segmentor, world_size=1)
     train_step(model, images=2)
-    model = built(mended(caught.value, segmentor))
+    model = built(fixed(caught.value, segmentor))
     preflight.check_norms(model, loader(1), segmentor, world_size=1)
     train_step(model, images=1)
 
@@ -92,7 +100,7 @@ def test_thirty_two_groups_at_usual_widths(segmentor):
     with pytest.raises(ConfigError) as caught:
         preflight.check_norms(built(segmentor), loader(1), segmentor, world_size=1)
     assert str(caught.value).endswith('model.decode_head.norm_cfg.num_groups=32')
-    train_step(built(mended(caught.value, segmentor)), images=1)
+    train_step(built(fixed(caught.value, segmentor)), images=1)
 
 
 def test_options_that_other_norms_do_not_take(segmentor):
@@ -119,7 +127,7 @@ def test_last_batches(segmentor, batch_size, images, sampler, options, fragment)
     assert ('drop_last=True' in str(caught.value)) == (batch_size > 1)
 
 
-def test_batch_samplers_of_ones_own(segmentor):
+def test_custom_batch_samplers(segmentor):
     class Pairs:
         batch_size = 1
 
@@ -132,7 +140,7 @@ def test_batch_samplers_of_ones_own(segmentor):
 
 
 def test_other_heads(segmentor):
-    """A pooling somewhere else in the model, several parts of it, and none at all."""
+    """A pooling in another part of the model, in several parts, and in none."""
     atrous = dict(type='ASPPHead', in_channels=32, in_index=3, channels=16, num_classes=150,
                   dilations=(1, 2), norm_cfg=dict(type='BN'))
     segmentor.model.auxiliary_head = [segmentor.model.auxiliary_head, atrous]
@@ -140,7 +148,7 @@ def test_other_heads(segmentor):
         preflight.check_norms(built(segmentor), loader(1), segmentor, world_size=1)
     assert 'model.decode_head.norm_cfg.num_groups=8 model.auxiliary_head.1.norm_cfg.type=GN' \
         in str(caught.value)
-    train_step(built(mended(caught.value, segmentor)), images=1)
+    train_step(built(fixed(caught.value, segmentor)), images=1)
 
     segmentor.model.decode_head = segmentor.model.auxiliary_head.pop(0)
     segmentor.model.auxiliary_head = None
@@ -220,7 +228,7 @@ def test_synced_norms_count_the_images_of_all_processes(segmentor):
 
 def test_synced_norms_without_gpus(segmentor, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    preflight.check_synced_norms(segmentor)  # mmengine makes BN of it
+    preflight.check_synced_norms(segmentor)  # mmengine replaces it by BN
     segmentor.launcher = 'pytorch'
     with pytest.raises(ConfigError) as caught:
         preflight.check_synced_norms(segmentor)
@@ -236,8 +244,8 @@ def test_synced_norms_without_gpus(segmentor, monkeypatch):
     preflight.check_synced_norms(segmentor)
 
 
-def test_what_only_the_first_step_shows(segmentor):
-    """Images too small for the backbone, whose norms no pooling precedes."""
+def test_mistakes_that_only_the_first_step_shows(segmentor):
+    """Images that are too small for the backbone, whose norms follow no pooling."""
     model = built(segmentor)
     small = torch.rand(1, 3, 32, 32)
     model.train()
@@ -246,7 +254,7 @@ def test_what_only_the_first_step_shows(segmentor):
     text = str(caught.value)
     assert text.startswith('backbone.') and 'larger images' in text
     assert text.endswith('or model.backbone.norm_eval=True') and '\n' not in text
-    model = built(mended(caught.value, segmentor))
+    model = built(fixed(caught.value, segmentor))
     model.train()
     model.extract_feat(small)
 

@@ -1,4 +1,4 @@
-"""A checkpoint of another model is told apart before it is loaded."""
+"""A checkpoint of another model is refused before it is loaded."""
 
 import pytest
 import torch
@@ -46,12 +46,12 @@ def test_checkpoints_of_other_models(model, config, tmp_path):
         preflight.check_checkpoint(model, stranger, purpose='test')
 
 
-def test_fine_tuning_takes_another_head(model, config, tmp_path, monkeypatch):
+def test_fine_tuning_accepts_another_head(model, config, tmp_path, monkeypatch):
     config.model.bbox_head.num_classes = 7
     other = save(tmp_path / 'a.pth', MODELS.build(config.model).state_dict())
-    said = []
-    monkeypatch.setattr(checkpoint, 'print_log', lambda text, **_: said.append(text))
+    messages = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda text, **_: messages.append(text))
     preflight.check_checkpoint(model, other, purpose='finetune')
-    assert 'of another shape (bbox_head.retina_cls.weight' in said[-1]
+    assert 'of another shape (bbox_head.retina_cls.weight' in messages[-1]
     with pytest.raises(CheckpointError, match='2 tensors of another shape'):
         preflight.check_checkpoint(model, other, purpose='test')

@@ -1,4 +1,4 @@
-"""What a dataset lists is there, and the model has as many classes."""
+"""The files of a dataset exist, and the model has as many classes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from evit_mm.engine import preflight
 from evit_mm.errors import ConfigError, UserError
 
 
-def test_a_good_data_set_passes(config, copy):
+def test_a_valid_dataset_passes(config, copy):
     preflight.check_files(config.train_dataloader, scope='mmdet')
     init_default_scope('mmdet')
     dataset = preflight.built_dataset(lambda: DATASETS.build(config.train_dataloader.dataset),
@@ -19,7 +19,7 @@ def test_a_good_data_set_passes(config, copy):
 
 
 def test_heads_that_do_not_count_the_classes(config, copy):
-    """The stem of a panoptic or cascade detector is none of the dataset's business."""
+    """Semantic heads and panoptic datasets have class counts of their own."""
     init_default_scope('mmdet')
     dataset = DATASETS.build(config.train_dataloader.dataset)
     model = MODELS.build(config.model)
@@ -44,7 +44,7 @@ def test_missing_images(config, copy):
 def test_no_usable_images(config, rewrite):
     rewrite(lambda content: content.update(annotations=[]))
     init_default_scope('mmdet')
-    with pytest.raises(UserError, match='the train dataset has no images that can be used'):
+    with pytest.raises(UserError, match='the train dataset has no usable images'):
         preflight.built_dataset(lambda: DATASETS.build(config.train_dataloader.dataset), 'train')
 
 
@@ -81,7 +81,7 @@ def test_missing_label_maps(segmentor, ade):
     assert str(caught.value).startswith(
         f'2 of the 8 label maps of the train dataset are missing or empty, the first is {third} '
         f'of the image {ade}/images/training/{third.stem}.jpg: ')
-    # A subset without them, and a test set whose labels nobody asks for.
+    # A subset without them, and a test set whose labels are not used.
     dataset.indices = 2
     assert len(built(segmentor)) == 2
     del dataset['indices'], dataset.pipeline[1]
@@ -118,5 +118,5 @@ def test_test_sets_without_labels(segmentor):
 
 def test_no_images_for_segmentation(segmentor):
     segmentor.train_dataloader.dataset.indices = []
-    with pytest.raises(UserError, match='no images that can be used.*list of images names none'):
+    with pytest.raises(UserError, match='no usable images.*list of images is empty'):
         built(segmentor)

@@ -1,4 +1,4 @@
-"""What a config names is found missing before anything is built, and told with how to get it."""
+"""Missing files are reported before anything is built, with how to get them."""
 
 import shutil
 
@@ -21,13 +21,14 @@ def fails(config, *fragments, error=UserError):
 
 def test_missing_data_says_how_to_get_it(config, copy):
     shutil.rmtree(copy / 'train2017')
-    fails(config, 'train2017', 'cocodataset.org', '--data-root', 'prepare_data.py')
+    fails(config, f'no such folder: {copy}/train2017', 'cocodataset.org', '--data-root',
+          'prepare_data.py')
     (copy / 'train2017').mkdir()
     fails(config, 'is empty')
     (copy / 'annotations' / 'instances_train2017.json').unlink()
-    fails(config, 'instances_train2017.json does not exist')
+    fails(config, 'no such file', 'instances_train2017.json')
     shutil.rmtree(copy)
-    fails(config, 'the dataset is not there', str(copy))
+    fails(config, f'no such folder: {copy}')
 
 
 def test_unknown_missing_and_reordered_categories(config, rewrite):
@@ -35,7 +36,7 @@ def test_unknown_missing_and_reordered_categories(config, rewrite):
         content['categories'][1]['name'] = 'pentagon'
 
     rewrite(rename)
-    fails(config, 'categories that the config does not know: pentagon', 'num_classes=4',
+    fails(config, 'categories that the config does not have: pentagon', 'num_classes=4',
           error=ConfigError)
     rewrite(lambda content: content['categories'].pop(1))
     fails(config, "['square']", 'num_classes=3', error=ConfigError)
@@ -48,8 +49,8 @@ def test_unknown_missing_and_reordered_categories(config, rewrite):
     fails(config, 'another order', "('star', 'triangle', 'square', 'circle')", error=ConfigError)
 
 
-def test_left_out_categories_on_request(config, rewrite):
-    """mmdet trains on a part of the categories where the config says which."""
+def test_unknown_categories_on_request(config, rewrite):
+    """mmdet trains on some of the categories where the config lists only these."""
     rewrite(lambda content: content['categories'].append(dict(id=5, name='pentagon')))
     fails(config, 'pentagon', '--ignore-unknown-categories', error=ConfigError)
     preflight.check_files(config.train_dataloader, ignore_unknown_categories=True,
@@ -70,13 +71,13 @@ def test_classes_from_a_file(config, copy, tmp_path):
     preflight.check_files(config.train_dataloader, scope='mmdet')
 
 
-def test_other_readers_of_json_are_not_taken_for_coco(config, copy):
+def test_other_json_formats_are_not_read_as_coco(config, copy):
     config.train_dataloader.dataset.type = 'LVISV1Dataset'
     (copy / 'annotations' / 'instances_train2017.json').write_text('[]')
     preflight.check_files(config.train_dataloader, scope='mmdet')
 
 
-def test_coco_configs_do_not_take_other_categories(repository, copy):
+def test_coco_configs_reject_other_categories(repository, copy):
     config = Config.fromfile(repository / 'configs' / 'retinanet_evit_m0_coco.py')
     configure.set_data_root(config, copy)
     fails(config, 'circle, square, triangle, star', error=ConfigError)
@@ -84,8 +85,8 @@ def test_coco_configs_do_not_take_other_categories(repository, copy):
 
 @pytest.mark.parametrize('content,fragment', [
     ('', 'empty'), ('{"images": []}', 'no list of categories'), ('no json', 'no list'),
-    ('{"categories": [{"id": 1, "na', 'cut off'), ('{"categories": [1]}', 'not a COCO')])
-def test_annotations_that_are_none(config, copy, content, fragment):
+    ('{"categories": [{"id": 1, "na', 'truncated'), ('{"categories": [1]}', 'not a COCO')])
+def test_files_that_are_not_annotations(config, copy, content, fragment):
     (copy / 'annotations' / 'instances_train2017.json').write_text(content)
     fails(config, 'instances_train2017.json', fragment)
 
@@ -106,9 +107,9 @@ def test_segmentation_data(segmentor, ade):
         path.unlink()
     misses(segmentor, labels, 'is empty', 'sceneparsing.csail.mit.edu')
     labels.rmdir()
-    misses(segmentor, labels, 'does not exist')
+    misses(segmentor, f'no such folder: {labels}')
     shutil.rmtree(ade)
-    misses(segmentor, 'the dataset is not there', ade, 'sceneparsing.csail.mit.edu')
+    misses(segmentor, f'no such folder: {ade}', 'sceneparsing.csail.mit.edu')
 
 
 @pytest.mark.parametrize('kind', ['ADE20KDataset', 'mmseg.ADE20KDataset', ADE20KDataset])
@@ -133,10 +134,10 @@ def test_images_in_inner_folders(segmentor, ade):
 
 
 def test_lists_of_images(segmentor, ade):
-    """A list may be a file, or a folder, which mmseg takes for all of its images."""
+    """A list may be a file, or a folder, which stands for all of its images."""
     dataset = segmentor.train_dataloader.dataset
     dataset.ann_file = 'train.txt'
-    misses(segmentor, ade / 'train.txt', 'does not exist')
+    misses(segmentor, f'no such file: {ade / "train.txt"}')
     (ade / 'train.txt').write_text('\n \n')
     misses(segmentor, 'the list of images', ade / 'train.txt', 'is empty')
     (ade / 'train.txt').write_text('ADE_train_00000001\n')
@@ -145,9 +146,9 @@ def test_lists_of_images(segmentor, ade):
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')
 
 
-def test_labels_that_nobody_asks_for(segmentor, ade):
+def test_labels_that_are_not_used(segmentor, ade):
     shutil.rmtree(ade / 'annotations')
-    misses(segmentor, 'annotations/training', 'does not exist')
+    misses(segmentor, f'no such folder: {ade / "annotations/training"}')
     del segmentor.train_dataloader.dataset.pipeline[1]
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')
 
@@ -158,7 +159,7 @@ def test_wrapped_and_remote_segmentation_data(segmentor, ade):
         type='ConcatDataset', datasets=[inner]))
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')
     shutil.rmtree(ade)
-    misses(segmentor, 'the dataset is not there')
+    misses(segmentor, f'no such folder: {ade}')
     wrapped = segmentor.train_dataloader.dataset.dataset.datasets[0]
     wrapped.update(data_root=None, data_prefix=dict(img_path='s3://a', seg_map_path='s3://b'))
     preflight.check_files(segmentor.train_dataloader, scope='mmseg')

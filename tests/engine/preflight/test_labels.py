@@ -1,4 +1,4 @@
-"""Label maps that do not fit end a run in one sentence: before the start, or when they load."""
+"""Invalid label maps end a run with one sentence: before its start, or when they are loaded."""
 
 import sys
 from functools import partial
@@ -8,16 +8,17 @@ import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 
-from evit_mm.cli import run_tool, test_parser, train_parser
 from evit_mm.engine import config as configure
-from evit_mm.engine import preflight, run, test, train
-from evit_mm.errors import ConfigError, UserError
+from evit_mm.engine import preflight, test, train
+from evit_mm.errors import ConfigError, UserError, translate_errors
 from evit_mm.segmentation import check_while_loading
 
-test.__test__ = test_parser.__test__ = False  # not tests, in spite of their names
+test.__test__ = False  # not a test, in spite of its name
 
 
 def larger(path):
@@ -76,15 +77,15 @@ def built(segmentor):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """What the check logs."""
+def messages(monkeypatch):
+    """The messages that the check logs."""
     lines = []
     monkeypatch.setattr(preflight.labels, 'print_log', lambda text, **_: lines.append(text))
     return lines
 
 
 @pytest.mark.parametrize('damage,fragment', DAMAGES)
-def test_found_in_the_sample(built, third, damage, fragment):
+def test_errors_in_the_sample(built, third, damage, fragment):
     damage(third)
     with pytest.raises(UserError) as caught:
         preflight.check_label_maps(built(), 'train')
@@ -92,38 +93,67 @@ def test_found_in_the_sample(built, third, damage, fragment):
     assert '\n' not in str(caught.value)
 
 
-def test_sample_is_limited(built, said):
+def test_sample_is_limited(built, messages):
     dataset = built()
     preflight.check_label_maps(dataset, 'train')
     preflight.check_label_maps(dataset, 'train', limit=3)
     preflight.check_label_maps(dataset, 'train', seconds=0.0)
-    assert said[0] == '8 of the 8 label maps of the train dataset are sound'
-    assert said[1].startswith('3 of the 8 ') and said[2].startswith('1 of the 8 ')
-    assert said[2].endswith('; the others are checked when they are loaded')
+    assert messages[0] == '8 of the 8 label maps of the train dataset are valid'
+    assert messages[1].startswith('3 of the 8 ') and messages[2].startswith('1 of the 8 ')
+    assert messages[2].endswith('; the others are checked when they are loaded')
 
 
-def test_sample_is_spread_over_wrapped_data_sets(segmentor, built, said):
+def test_sample_is_spread_over_wrapped_datasets(segmentor, built, messages):
     inner = segmentor.train_dataloader.dataset
     other = {**inner, 'data_prefix': segmentor.val_dataloader.dataset.data_prefix}
     segmentor.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
         type='ConcatDataset', datasets=[inner, other]))
     preflight.check_label_maps(built(), 'train')
-    assert said == ['12 of the 12 label maps of the train dataset are sound']
+    assert messages == ['12 of the 12 label maps of the train dataset are valid']
 
 
-def test_other_loaders_are_passed_over(segmentor, third, said):
+def test_stock_loaders_are_checked_too(segmentor, third, messages):
+    """In the runner of another tool, whose config was not changed."""
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(segmentor.train_dataloader.dataset)
+    preflight.check_label_maps(dataset, 'train')
+    assert messages == ['8 of the 8 label maps of the train dataset are valid']
+    out_of_range(third)
+    with pytest.raises(UserError, match='no class: 151; valid are 0 to 150 and 255'):
+        preflight.check_label_maps(dataset, 'train')
+    with pytest.raises(UserError, match='no class: 151; valid are 0 to 150:'):
+        preflight.check_label_maps(dataset, 'train', ignore_index=0)
+
+
+def test_custom_loaders_are_skipped(segmentor, third, messages):
+    class Custom(LoadAnnotations):
+        pass
+
     out_of_range(third)
     init_default_scope('mmseg')
     dataset = segmentor.train_dataloader.dataset
-    preflight.check_label_maps(DATASETS.build(dataset), 'train')  # nothing was put in its place
+    dataset.pipeline[1].type = Custom
+    preflight.check_label_maps(DATASETS.build(dataset), 'train')
     del dataset.pipeline[1]
     check_while_loading(segmentor)
     preflight.check_label_maps(DATASETS.build(dataset), 'train')
-    assert not said
+    assert not messages
+
+
+@pytest.mark.parametrize('heads,ignored', [
+    (nn.Identity(), 255), (nn.ModuleList([nn.Identity(), nn.Identity()]), 255)])
+def test_ignored_label(heads, ignored):
+    model = nn.Module()
+    assert preflight.ignored_label(model) == 255  # a detector
+    model.decode_head = heads
+    assert preflight.ignored_label(model) == ignored
+    last = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+    last.ignore_index = 0
+    assert preflight.ignored_label(model) == 0
 
 
 def test_detection_does_without_mmseg(config, copy, monkeypatch):
-    """Its datasets know label maps too, of another kind."""
+    """Its datasets have label maps of another kind."""
     init_default_scope('mmdet')
     dataset = DATASETS.build(config.train_dataloader.dataset)
     monkeypatch.setitem(sys.modules, 'evit_mm.segmentation', None)
@@ -153,38 +183,42 @@ def test_images_that_can_not_be_read(built, ade):
 
 @pytest.fixture
 def unsampled(monkeypatch):
-    """Runs look into no label map before they start."""
+    """Runs check no label map before they start."""
     monkeypatch.setattr(preflight, 'check_label_maps',
                         partial(preflight.check_label_maps, limit=0))
 
 
 @pytest.mark.parametrize('damage,fragment', DAMAGES)
-def test_found_by_a_worker_process(built, third, damage, fragment):
-    """torch puts a traceback around what a worker says."""
+def test_errors_in_a_worker_process(built, third, damage, fragment):
+    """torch wraps a worker's error in a traceback."""
     dataset = built()
     damage(third)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=pseudo_collate)
-    with pytest.raises(UserError) as caught, run.translate_errors():
+    with pytest.raises(UserError) as caught, translate_errors():
         list(loader)
     assert str(caught.value).startswith(f'the label map {third} ')
     assert fragment in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_found_while_training(unsampled, mistake, segmentor_file, ade, third):
+def test_errors_while_training(unsampled, segmentor_file, ade, third, tmp_path):
     """All images are seen in the four steps, each in a worker process."""
     out_of_range(third)
-    said = mistake(train_parser, train, segmentor_file, '--data-root', ade, '--cfg-options',
-                    'train_dataloader.num_workers=1')
-    assert said.startswith(f'error: the label map {third} ') and 'no class: 151;' in said
+    with pytest.raises(UserError) as caught:
+        train(segmentor_file, data_root=ade, work_dir=tmp_path,
+              cfg_options={'train_dataloader.num_workers': 1})
+    text = str(caught.value)
+    assert text.startswith(f'the label map {third} ') and 'no class: 151;' in text
+    assert '\n' not in text
 
 
 def test_processes_that_lose_another_one(monkeypatch):
-    """The one that found a mistake has told it; the others have nothing to add."""
+    """The process with the mistake has reported it; the others have nothing to add."""
     lost = RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:9444')
-    with pytest.raises(ConfigError, match='closed by peer'), run.translate_errors():
+    with pytest.raises(ConfigError, match='closed by peer'), translate_errors():
         raise lost
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    with pytest.raises(UserError, match='^another process of this run has ended'), run.translate_errors():
+    with pytest.raises(UserError, match='^another process of this run has failed'), \
+            translate_errors():
         raise lost
 
 
@@ -194,8 +228,8 @@ def test_processes_that_lose_another_one(monkeypatch):
     (KeyError('EfficientVit is not in the model registry'),
      'KeyError: EfficientVit is not in the model registry'),
     (TypeError(), 'TypeError:'), (ValueError('two\n  lines'), 'ValueError: two lines')], ids=repr)
-def test_what_a_config_raises_is_told_whole(raised, text):
-    with pytest.raises(ConfigError) as caught, run.translate_errors():
+def test_errors_of_a_config_are_reported_whole(raised, text):
+    with pytest.raises(ConfigError) as caught, translate_errors():
         raise raised
     assert f"can't be used as it is: {text} " in str(caught.value)
 
@@ -208,57 +242,52 @@ def weights(segmentor, tmp_path):
     return tmp_path / 'w.pth'
 
 
-def test_found_while_testing(unsampled, mistake, segmentor_file, ade, weights):
+@pytest.mark.parametrize('workers', [0, 1])
+def test_errors_while_testing(workers, unsampled, segmentor_file, ade, weights, tmp_path):
     second = ade / 'annotations' / 'validation' / 'ADE_val_00000002.png'
     out_of_range(second)
-    say = partial(mistake, test_parser, test, segmentor_file, weights, '--data-root', ade)
-    for workers in (0, 1):
-        said = say('--cfg-options', f'test_dataloader.num_workers={workers}')
-        assert said.startswith(f'error: the label map {second} ') and 'no class: 151;' in said
+    with pytest.raises(UserError) as caught:
+        test(segmentor_file, weights, data_root=ade, work_dir=tmp_path,
+             cfg_options={'test_dataloader.num_workers': workers})
+    text = str(caught.value)
+    assert text.startswith(f'the label map {second} ') and 'no class: 151;' in text
 
 
-def test_found_before_testing(mistake, segmentor_file, ade, weights):
+def test_errors_before_testing(mistake, segmentor_file, ade, weights):
     second = ade / 'annotations' / 'validation' / 'ADE_val_00000002.png'
-    say = partial(mistake, test_parser, test, segmentor_file, weights, '--data-root', ade)
     in_16_bits(second)
-    assert 'no class: 300;' in say()
+    assert 'no class: 300;' in mistake(test, segmentor_file, weights, data_root=ade)
     removed(second)
     assert f'1 of the 4 label maps of the test dataset are missing or empty, the first is ' \
-           f'{second}' in say()
+           f'{second}' in mistake(test, segmentor_file, weights, data_root=ade)
 
 
-def test_test_sets_without_labels(segmentor_file, ade, weights, tmp_path, monkeypatch):
-    """Pictures of predictions need no truth, so that mmseg asks for none."""
-    monkeypatch.chdir(tmp_path)
+def test_test_sets_without_labels(segmentor, ade, weights, tmp_path):
+    """Predictions can be drawn without ground truth, so that mmseg needs none."""
     removed(ade / 'annotations' / 'validation' / 'ADE_val_00000001.png')
-    segmentor_file.write_text(segmentor_file.read_text() + """
-test_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)),
-    dict(type='PackSegInputs')]))
-test_evaluator = dict(type='IoUMetric', format_only=True, output_dir='found')
-""")
-    assert run_tool(test_parser(), test, [str(segmentor_file), str(weights), '--data-root',
-                                          str(ade)]) == 0
-    assert len(list((tmp_path / 'found').iterdir())) == 4
+    segmentor.test_dataloader.dataset.pipeline.pop(2)
+    segmentor.test_evaluator = dict(type='IoUMetric', format_only=True,
+                                    output_dir=str(tmp_path / 'predictions'))
+    test(segmentor, weights, work_dir=tmp_path)
+    assert len(list((tmp_path / 'predictions').iterdir())) == 4
 
 
-def test_in_a_process_of_its_own_without_mmdet(tool, segmentor_file, ade, third, tmp_path):
-    """As a user without mmdet sees it, from the command line to the exit status."""
+def test_segmentation_without_mmdet(script, repository, segmentor_file, ade, third, tmp_path):
+    """From the command line to the exit status, as a user without mmdet runs it."""
     in_colour(third)
     without = 'import runpy, sys; sys.modules["mmdet"] = None; del sys.argv[0]; ' \
               'runpy.run_path(sys.argv[0], run_name="__main__")'
-    result = tool('train.py', segmentor_file, '--data-root', ade, cwd=tmp_path,
-                  launcher=('-c', without), OMP_NUM_THREADS='1')
+    result = script(sys.executable, '-c', without, repository / 'tools' / 'train.py',
+                    segmentor_file, '--data-root', ade, cwd=tmp_path)
     assert result.returncode == 2 and 'Traceback' not in result.stdout + result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         f'error: the label map {third} has 3 channels')
 
 
-def test_config_that_a_run_wrote_down(segmentor_file, ade, mistake, third, tmp_path):
-    """It names the checked loader, with the number of classes of that time."""
+def test_the_config_that_a_run_writes(segmentor_file, ade, mistake, third, tmp_path):
+    """It contains the checked loader, with the number of classes at that time."""
     config = configure.load_config(segmentor_file)
     check_while_loading(config)
     config.dump(tmp_path / 'written.py')
     out_of_range(third)
-    said = mistake(train_parser, train, tmp_path / 'written.py', '--data-root', ade)
-    assert 'no class: 151;' in said
+    assert 'no class: 151;' in mistake(train, tmp_path / 'written.py', data_root=ade)

@@ -1,0 +1,42 @@
+"""Flags that train and test share."""
+
+import argparse
+import os
+
+from .common import ConfigOptions
+
+__all__ = ['add_acceleration_arguments', 'add_run_arguments', 'set_local_rank']
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) -> None:
+    """Add the flags that describe a run."""
+    parser.add_argument('--work-dir', metavar='DIR', help=work_dir_help)
+    parser.add_argument('--data-root', metavar='DIR',
+                        help='folder that replaces the data_root of every dataset and evaluator')
+    parser.add_argument('--ignore-unknown-categories', action='store_true',
+                        help='accept annotation files with categories that the config does not '
+                        'have')
+    parser.add_argument('--seed', type=int, help='seed of all random numbers')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+                        help='change values of the config, such as '
+                        'train_dataloader.batch_size=4 or a.b="[1,2]"')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes')
+    # Launchers pass either spelling.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+
+
+def add_acceleration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that make a model faster, except ``--channels-last``."""
+    parser.add_argument('--compile', action='store_true',
+                        help='run backbone and neck through torch.compile (on a CPU it needs a '
+                        'C++ compiler)')
+    parser.add_argument('--bf16', action='store_true',
+                        help='compute in bfloat16 by autocast, on CPU or GPU; losses, boxes and '
+                        'scores stay in float32')
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Set LOCAL_RANK, from which mmengine chooses the GPU, for launchers that pass it as a flag."""
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -1,0 +1,119 @@
+"""Checks of `evit_mm.engine.preflight` in any runner."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
+
+from .. import preflight
+from ..initial_checkpoint import initial_checkpoint, release_checkpoint
+from ..model_parts import plain_model
+
+__all__ = ['PreflightHook']
+
+_SPLITS = ('train', 'val', 'test')
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Hook that finds mistakes in config, data and checkpoint before the first iteration.
+
+    `evit_mm.train` and `evit_mm.test` always use it. Other tools, such as MMDetection's own
+    tools/train.py, use it with these lines in a config::
+
+        custom_imports = dict(imports=['evit_mm.engine.hooks'], allow_failed_imports=False)
+        custom_hooks = [dict(type='PreflightHook')]
+
+    or, where ``custom_imports`` has other entries already, with the type
+    ``'evit_mm.engine.hooks.PreflightHook'`` alone.
+
+    There it runs when the datasets are built, so that a missing annotation file is reported by the
+    dataset itself. Everything else is reported here, as a `UserError`: missing images and label
+    maps, categories in another order than the config's classes, wrong numbers of classes, damaged
+    label maps, a checkpoint of another model, and batches that are too small for a norm.
+
+    Args:
+        ignore_unknown_categories: Accept annotation files with categories that the config does not
+            have.
+    """
+
+    priority = 'HIGHEST'  # before other hooks work with what is checked
+
+    def __init__(self, ignore_unknown_categories: bool = False) -> None:
+        self._ignore_unknown_categories = ignore_unknown_categories
+        self._checked: set[tuple[str, str]] = set()
+
+    def before_run(self, runner: Any) -> None:
+        """Check all splits that the run uses, unless `check` did so before."""
+        # A runner builds the loops that it is going to use, and says in no other way which.
+        self.check(runner, [split for split in _SPLITS
+                            if isinstance(getattr(runner, f'_{split}_loop'), BaseLoop)])
+
+    def before_train(self, runner: Any) -> None:
+        """Release the checkpoint, in case that the runner did not load it."""
+        release_checkpoint()
+
+    def before_test(self, runner: Any) -> None:
+        """Release the checkpoint, in case that the runner did not load it."""
+        release_checkpoint()
+
+    def check_config(self, config: Config, splits: Sequence[str]) -> None:
+        """Check that the files which a config names exist; this needs no runner.
+
+        Args:
+            config: A whole config.
+            splits: Those of ``'train'``, ``'val'`` and ``'test'`` that the run uses. Each is
+                checked once.
+
+        Raises:
+            UserError: If a mistake is found.
+        """
+        for split in self._unchecked('config', splits):
+            dataloader = config.get(f'{split}_dataloader')
+            if isinstance(dataloader, Mapping):
+                preflight.check_files(dataloader, self._ignore_unknown_categories,
+                                      scope=config.get('default_scope'))
+
+    def check(self, runner: Any, splits: Sequence[str]) -> None:
+        """Check everything that a runner uses for some splits; it builds their datasets.
+
+        Args:
+            runner: A runner that has not loaded its checkpoint yet.
+            splits: As in `check_config`.
+
+        Raises:
+            UserError: If a mistake is found.
+        """
+        self.check_config(runner.cfg, splits)
+        splits = self._unchecked('data', splits)
+        if 'train' in splits:
+            preflight.warn_of_batch_size(runner.cfg, runner.world_size)
+        if splits:
+            self._check_checkpoint(runner, training='train' in splits)
+        model = plain_model(runner.model)
+        for split in splits:
+            loop = f'{split}_loop'  # a property that builds it
+            dataset = preflight.built_dataset(lambda loop=loop: getattr(  # type: ignore[misc]
+                runner, loop).dataloader.dataset, split)
+            preflight.check_classes(model, dataset, split)
+            preflight.check_label_maps(dataset, split,
+                                       ignore_index=preflight.ignored_label(model))
+        if 'train' in splits and 'model' in runner.cfg:
+            preflight.check_norms(model, runner.train_loop.dataloader, runner.cfg,
+                                  runner.world_size)
+
+    def _check_checkpoint(self, runner: Any, training: bool) -> None:
+        source, resumes = initial_checkpoint(runner)
+        if source and not runner._has_loaded and self._unchecked('checkpoint', [source]):
+            purpose = 'resume' if resumes else 'finetune' if training else 'test'
+            preflight.check_checkpoint(plain_model(runner.model), source,
+                                       purpose=purpose)
+
+    def _unchecked(self, kind: str, names: Sequence[str]) -> list[str]:
+        """Return the names that were not checked in this respect yet, and mark them as checked."""
+        names = [name for name in names if (kind, name) not in self._checked]
+        self._checked.update((kind, name) for name in names)
+        return names

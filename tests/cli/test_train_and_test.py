@@ -1,0 +1,80 @@
+"""The flags of train and test reach the API as keywords."""
+
+import argparse
+import inspect
+import os
+
+import pytest
+
+import evit_mm.engine
+from evit_mm.cli import test as test_command
+from evit_mm.cli import train as train_command
+from evit_mm.engine import launch
+
+
+def call(command, *flags):
+    """Run a command with flags, and return the arguments that the API gets."""
+    calls = {}
+
+    def record(api):
+        signature = inspect.signature(api)
+        return lambda *arguments, **options: calls.update(
+            signature.bind(*arguments, **options).arguments)
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('train', 'test'):
+            patch.setattr(evit_mm.engine, name, record(getattr(evit_mm.engine, name)))
+        command.run(parser.parse_args([*map(str, flags)]))
+    return calls
+
+
+def defaults(api):
+    return {name: parameter.default for name, parameter in inspect.signature(api).parameters.items()
+            if parameter.default is not parameter.empty}
+
+
+def test_train():
+    assert call(train_command, 'c') == {'config': 'c', **defaults(evit_mm.engine.train)}
+    flags = ['c', '--work-dir', 'w', '--data-root', 'd', '--resume', 'r', '--from-scratch', '--amp',
+             '--bf16', '--channels-last', '--compile', '--auto-scale-lr', '--seed', 3,
+             '--ignore-unknown-categories', '--cfg-options', 'a.b=[1,2]', 'c=x']
+    assert call(train_command, *flags) == dict(
+        config='c', work_dir='w', data_root='d', resume='r', from_scratch=True, amp=True, bf16=True,
+        channels_last=True, compile=True, auto_scale_lr=True, seed=3,
+        ignore_unknown_categories=True, cfg_options={'a.b': [1, 2], 'c': 'x'}, launcher='none')
+    assert call(train_command, 'c', '--resume')['resume'] == 'auto'
+    assert call(train_command, 'c', '--no-channels-last')['channels_last'] is False
+
+
+def test_test():
+    assert call(test_command, 'c', 'w.pth') == {
+        'config': 'c', 'checkpoint': 'w.pth', **defaults(evit_mm.engine.test)}
+    flags = ['c', 'w.pth', '--work-dir', 'w', '--data-root', 'd', '--out', 'o', '--show-dir', 's',
+             '--tta', '--fast', '--deploy', '--channels-last', '--compile', '--bf16', '--seed', 3,
+             '--ignore-unknown-categories', '--cfg-options', 'a=1']
+    assert call(test_command, *flags) == dict(
+        config='c', checkpoint='w.pth', work_dir='w', data_root='d', out='o', show_dir='s',
+        tta=True, fast=True, deploy=True, channels_last=True, compile=True, bf16=True, seed=3,
+        ignore_unknown_categories=True, cfg_options={'a': 1}, launcher='none')
+
+
+@pytest.mark.parametrize('flag', ['--local-rank', '--local_rank'])
+@pytest.mark.parametrize('command,arguments', [(train_command, ['c']), (test_command, ['c', 'w'])])
+def test_launchers(command, arguments, flag, monkeypatch):
+    monkeypatch.setattr(launch, '_work_is_done', False)
+    monkeypatch.setenv('LOCAL_RANK', '')  # so that it is restored afterwards
+    monkeypatch.delenv('LOCAL_RANK')
+    call(command, *arguments)
+    assert 'LOCAL_RANK' not in os.environ and not launch._work_is_done
+    assert call(command, *arguments, '--launcher', 'pytorch', flag, '3')['launcher'] == 'pytorch'
+    assert os.environ['LOCAL_RANK'] == '3' and launch._work_is_done
+
+
+def test_malformed_options(capsys):
+    parser = argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['config.py', '--cfg-options', 'model'])
+    assert 'KEY=VALUE' in capsys.readouterr().err
