@@ -1,4 +1,4 @@
-"""torch.compile: whether it finds what it needs, and the settings that make it fast."""
+"""torch.compile with the settings that make it fast, and a check that it can work."""
 
 import functools
 from collections.abc import Callable
@@ -13,30 +13,30 @@ __all__ = ['check_compiler', 'compiled']
 
 def compiled(forward: Callable[..., Any], device: str, *, inference: bool,
              cuda_graphs: bool = False) -> Callable[..., Any]:
-    """Compile a module or its forward, a graph for each size of its inputs.
+    """Compile a module or its forward, with one graph for each size of its inputs.
 
-    On a CPU, inference takes the weights for constants, so that they are put into oneDNN's order
-    once and what follows a convolution becomes part of it: weights must not change afterwards.
+    For inference on a CPU, weights are constants of the graph, so that they are reordered for
+    oneDNN once and convolutions absorb what follows them: weights must not change afterwards.
 
     Args:
-        forward: What to compile.
+        forward: A module, or the forward of one.
         device: Type of the device that it runs on, such as ``'cpu'``.
-        inference: Whether it will never be differentiated.
-        cuda_graphs: Whether a GPU replays the kernels as CUDA graphs.
+        inference: Compile for inference, without a backward pass.
+        cuda_graphs: Replay the kernels as CUDA graphs, on a GPU.
     """
-    # One graph for all sizes took minutes to make, as windows cut them everywhere.
+    # One graph for all sizes takes minutes to compile.
     if device != 'cpu':
         return torch.compile(forward, dynamic=False, options={'triton.cudagraphs': cuda_graphs})
     if not inference:
         return torch.compile(forward, dynamic=False)
-    # Python takes a tenth of a small image's time for the hundreds of calls of a graph. C++ does
-    # not; for a training step, its compiler takes minutes.
+    # Calling the hundreds of kernels of a graph from Python takes a tenth of the time of a small
+    # image; from C++ it does not. For a training step, compiling that C++ takes minutes.
     graph = torch.compile(forward, dynamic=False, options={'cpp_wrapper': True})
     from torch._inductor import config
 
     @functools.wraps(forward)
     def frozen(*arguments: Any, **named: Any) -> Any:
-        # torch.compile looks for it before it applies options of its own (seen in torch 2.11).
+        # torch.compile reads this before it applies its options (torch 2.11).
         with config.patch(freezing=True):
             return graph(*arguments, **named)
 
@@ -48,7 +48,7 @@ def check_compiler(device: str, option: str) -> None:
 
     Args:
         device: Type of the device, such as ``'cpu'``.
-        option: What asks for it on the command line.
+        option: The option of the command line that needs it, for the message.
 
     Raises:
         UserError: If a compiler is missing.

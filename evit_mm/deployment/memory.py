@@ -1,7 +1,7 @@
-"""Keep freed memory in the process, where glibc would give it back to the kernel.
+"""Keep freed memory in the process, which glibc would return to the kernel.
 
-A network on the CPU frees and takes the same megabytes at every layer. glibc returns such blocks
-at once, so each of them is faulted in anew, page by page.
+A network on a CPU frees and allocates the same megabytes in every layer. glibc returns such blocks
+at once, so that each of them is faulted in again, page by page.
 """
 
 import ctypes
@@ -16,13 +16,13 @@ _NEVER = (1 << 31) - 1  # the largest int: mallopt takes no more
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep what is freed, from now on and for the whole process.
+    """Let malloc keep freed memory, from now on and for the whole process.
 
     Does nothing without glibc, or where the environment has settings of malloc of its own
     (``MALLOC_*``, or ``glibc.malloc`` in ``GLIBC_TUNABLES``).
 
     Returns:
-        bool: Whether malloc was told.
+        bool: Whether malloc accepted the setting.
     """
     if any(name.startswith('MALLOC_') for name in os.environ) \
             or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', ''):

@@ -47,7 +47,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         from_scratch: Start from random weights, and let BN learn its statistics.
         amp: Train with mmengine's automatic mixed precision; needs a CUDA GPU.
         bf16: Compute in bfloat16 by autocast, on CPU or GPU.
-        channels_last: Keep feature maps in the channels-last memory format; None does so on a CPU.
+        channels_last: Keep feature maps in the channels-last memory format; None does so on a CPU
+            in a single process.
         compile: Run backbone and neck through torch.compile.
         auto_scale_lr: Scale the learning rate with the batch size.
         seed: Seed of all random numbers.
@@ -72,7 +73,9 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         if on_cpu:
             keep_freed_memory()
         acceleration = Acceleration(
-            channels_last=on_cpu if channels_last is None else channels_last,
+            # Not under a launcher: DDP is built before, and would copy gradients of other strides.
+            channels_last=(on_cpu and launcher == 'none' if channels_last is None
+                           else channels_last),
             compile=compile, bf16=bf16)
         acceleration.check_device()
         if from_scratch:
@@ -90,8 +93,7 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
             configure.without_pretrained_weights(config)
             resume_at_once(config)
         splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
-        checks = PreflightHook(ignore_unknown_categories)
-        runner = _build_runner(config, checks, splits)
+        runner = _build_runner(config, ignore_unknown_categories, splits)
         model = plain_model(runner.model)
         if channels_last is None and not parts(model, 'backbone'):
             acceleration = replace(acceleration, channels_last=False)
@@ -153,8 +155,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
             configure.add_test_time_augmentation(config)
         if out:
             _store_predictions(config, Path(out).expanduser())
-        checks = PreflightHook(ignore_unknown_categories)
-        runner = _build_runner(config, checks, ['test'])
+        runner = _build_runner(config, ignore_unknown_categories, ['test'])
         _accelerate(runner, acceleration)
     return _run(runner, runner.test)
 
@@ -214,8 +215,9 @@ def _set_starting_point(config: Config, resume: _Path | bool | None) -> bool:
                                           or find_latest_checkpoint(config.work_dir)))
 
 
-def _build_runner(config: Config, checks: PreflightHook, splits: list[str]) -> Runner:
+def _build_runner(config: Config, ignore_unknown_categories: bool, splits: list[str]) -> Runner:
     """Build a runner, with everything checked that its run over ``splits`` uses."""
+    checks = _take_preflight(config, ignore_unknown_categories)
     checks.check_config(config, splits)
     scope = config.get('default_scope')
     types = [str(dataset.get('type')) for split in splits
@@ -224,13 +226,27 @@ def _build_runner(config: Config, checks: PreflightHook, splits: list[str]) -> R
         from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
 
         check_while_loading(config)
-    # The config may name the same hook, for tools that don't add it.
-    config.custom_hooks = [hook for hook in config.get('custom_hooks') or []
-                           if not _is_preflight(hook)]
     runner = RUNNERS.build(config) if 'runner_type' in config else ConciseRunner.from_cfg(config)
     runner.register_hook(checks)
     checks.check(runner, splits)
     return runner
+
+
+def _take_preflight(config: Config, ignore_unknown_categories: bool) -> PreflightHook:
+    """Build the hook that checks a run, and take it out of the config's own hooks.
+
+    A config may name it, with arguments, for tools that don't add it themselves.
+    """
+    hooks = list(config.get('custom_hooks') or [])
+    named = [hook for hook in hooks if _is_preflight(hook)]
+    config.custom_hooks = [hook for hook in hooks if not _is_preflight(hook)]
+    if named and not isinstance(named[0], Mapping):
+        return named[0]
+    arguments = {key: value for key, value in (named[0] if named else {}).items()
+                 if key not in ('type', 'priority')}
+    if ignore_unknown_categories:
+        arguments['ignore_unknown_categories'] = True
+    return PreflightHook(**arguments)
 
 
 def _is_preflight(hook: Any) -> bool:

@@ -301,7 +301,7 @@ class EfficientViT(BaseModule):
 
     @property
     def fold_norm(self) -> bool:
-        """Whether layers with a frozen BN train through folded convolutions."""
+        """Train layers with a frozen BN through folded convolutions."""
         return self._fold_norm
 
     @fold_norm.setter

@@ -274,7 +274,7 @@ def test_other_configs_are_refused(tmp_path):
     ('between 0 and 1', dict(shares=(27,))),
     ('--tolerance must be between 0 and 1', dict(tolerance=2)),
     ('--shape must be positive', dict(shape=(0, 64))),
-    ('no model', dict(reference='m9')),
+    ('no such model', dict(reference='m9')),
     ('--family deit has none', dict(family='deit', config='x.py')),
     ('no such .*absent.py', dict(config='absent.py')),
     (r"vit_tiny_patch16_224 can't run on \(2, 3, 8, 8\) in inference",

@@ -357,7 +357,7 @@ def test_detector_with_its_checkpoint(tmp_path, images, small_detector, randomis
     for block, expected in zip(item['blocks'], head_similarity(detector.backbone, [batch]),
                                strict=True):
         assert block['maximum'] == pytest.approx(expected.maximum, rel=1e-4)
-    with pytest.raises(UserError, match='backbone alone'):
+    with pytest.raises(UserError, match='only a backbone'):
         analyze(tmp_path, small_detector, checkpoint=tmp_path / 'backbone.pth', **keywords)
 
 

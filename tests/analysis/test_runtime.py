@@ -233,14 +233,14 @@ def test_second_run_reuses_results(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('match, models, keywords', [
-    ('no model', ['m9'], {}),
+    ('no such model', ['m9'], {}),
     ('m4:fast', ['m0', 'm4:fast'], {}),
     ('has no deploy form', ['torchvision://resnet50:deploy'], {}),
     ("deploy form can't be trained", ['m0:deploy'], dict(mode='train')),
     ('--shape must be positive', ['m0'], dict(shape=(0, 64))),
     ('--batch must be positive', ['m0'], dict(batch=0)),
     ('--device quantum', ['m0'], dict(device='quantum')),
-    ("takes no such argument", ['m0'], dict(options={'size': 3})),
+    ("has no such argument", ['m0'], dict(options={'size': 3})),
     ("can't run on", ['m0'], dict(mode='train', shape=(64, 64), batch=1)),
     ('needs more memory than', ['m0'], dict(batch=10 ** 9)),
 ])

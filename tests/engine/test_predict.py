@@ -73,7 +73,7 @@ def test_mistakes(config, trained, tmp_path):
                                 (Config(dict(a=1)), ConfigError, 'the config has no model')):
         with pytest.raises(error, match=text):
             load_model(source)
-    with pytest.raises(CheckpointError, match='no such checkpoint: gone.pth'):
+    with pytest.raises(CheckpointError, match='no such file: gone.pth'):
         load_model(config, 'gone.pth')
     with pytest.raises(CheckpointError, match='its backbone looks like m0'):
         load_model('retinanet_evit_m1_coco', trained.checkpoint)

@@ -107,6 +107,6 @@ def test_hostile_files_are_refused_everywhere(config_file, shapes, tmp_path, mon
             # Under the name of a safetensors file it is not even read as a pickle.
             with pytest.raises(CheckpointError, match='hostile.pth is refused|'
                                                       'hostile.safetensors can.t be read|'
-                                                      'DetInferencer was given no config'):
+                                                      'DetInferencer needs a config'):
                 attempt()
     assert not (tmp_path / 'owned').exists()

@@ -214,7 +214,7 @@ def test_mistakes_reach_the_exit_status(script, repository, tmp_path):
 
 @pytest.mark.parametrize('options,fragments', [
     (dict(data_root=None), ['no such folder', '--data-root']),
-    (dict(resume='gone.pth'), ['no such checkpoint: gone.pth']),
+    (dict(resume='gone.pth'), ['no such file: gone.pth']),
     (dict(launcher='pytorch'), ['torchrun']),
     (dict(work_dir='FILE'), ['can\'t write', 'FILE', '--work-dir']),
     (dict(amp=True, bf16=True), ['choose one']),
@@ -242,7 +242,7 @@ def test_mistakes_in_training(options, fragments, mistake, config_file, shapes, 
 @pytest.mark.parametrize('source,fragment', [
     ('http://127.0.0.1:9/efficientvit_m0.pth',
      'could not download http://127.0.0.1:9/efficientvit_m0.pth'),
-    ('none.pth', 'no such checkpoint: none.pth')])
+    ('none.pth', 'no such file: none.pth')])
 def test_mistakes_in_pretrained_weights(source, fragment, mistake, config, shapes, tmp_path,
                                         monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
@@ -279,7 +279,7 @@ def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
     for name, fragment in (('classifier.pth', 'holds only a backbone (m0 in the evit-mm layout)'),
                            ('foo.pth', 'nothing in common'), ('hostile.pth', 'run code')):
         assert fragment in mistake(train, config_file, cfg_options=dict(load_from=name), **data)
-    for name, fragments in (('none.pth', ['no such checkpoint: none.pth']),
+    for name, fragments in (('none.pth', ['no such file: none.pth']),
                             ('other.pth', ['other.pth holds only a backbone (m1']),
                             ('cut.pth', ['cut.pth', 'cut off']),
                             ('hostile.pth', ['hostile.pth is refused', 'run code'])):

@@ -107,7 +107,7 @@ def test_onnx(model, size, dynamo, tmp_path):
 
 @pytest.mark.parametrize('with_gradients', [True, False])
 def test_torch_export_with_bounded_sizes(model, with_gradients):
-    """From 449 pixels on, every stage has at least two windows a side: torch tells 1 from others."""
+    """From 449 pixels on, every stage has two windows a side or more; torch specializes on one."""
     sizes = {0: Dim('batch', min=1, max=8), 2: Dim('height', min=449, max=1344),
              3: Dim('width', min=449, max=1344)}
     with torch.set_grad_enabled(with_gradients), warnings.catch_warnings():

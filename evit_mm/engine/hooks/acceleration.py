@@ -140,8 +140,9 @@ class AccelerationHook(Hook):
             heads = set(parts(model, 'head'))
             for part in parts(model, 'backbone', 'neck', 'head'):
                 # Only the deploy form in a test rounds the weights permanently.
-                compute_in_bfloat16(part, device, rounds=testing and acceleration.deploy,
-                                    predicts=testing and part in heads)
+                compute_in_bfloat16(part, device,
+                                    round_weights=testing and acceleration.deploy,
+                                    keep_last_layers=testing and part in heads)
 
 
 def _to_channels_last(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from mmengine.runner import BaseLoop
 from .. import preflight
 from ..initial_checkpoint import initial_checkpoint, release_checkpoint
 from ..model_parts import plain_model
+from ..preflight.model import check_model
 
 __all__ = ['PreflightHook']
 
@@ -38,12 +39,15 @@ class PreflightHook(Hook):
     Args:
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
+        check_model: Run a model on our backbone once, on a blank image, to see whether backbone,
+            neck and heads fit together.
     """
 
     priority = 'HIGHEST'  # before other hooks work with what is checked
 
-    def __init__(self, ignore_unknown_categories: bool = False) -> None:
+    def __init__(self, ignore_unknown_categories: bool = False, check_model: bool = True) -> None:
         self._ignore_unknown_categories = ignore_unknown_categories
+        self._check_model = check_model
         self._checked: set[tuple[str, str]] = set()
 
     def before_run(self, runner: Any) -> None:
@@ -94,6 +98,8 @@ class PreflightHook(Hook):
         if splits:
             self._check_checkpoint(runner, training='train' in splits)
         model = plain_model(runner.model)
+        if splits and self._check_model and self._unchecked('model', ['model']):
+            check_model(model, runner.cfg.get('model'))
         for split in splits:
             loop = f'{split}_loop'  # a property that builds it
             dataset = preflight.built_dataset(lambda loop=loop: getattr(  # type: ignore[misc]
