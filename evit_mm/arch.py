@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from .errors import ConfigError
@@ -75,7 +76,7 @@ class Arch:
         if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
             raise ConfigError(f'arch: kernel_sizes={self.kernel_sizes} must be odd numbers')
         if len(self.ffn_ratios) != NUM_STAGES or not all(
-                isinstance(ratio, int | float) for ratio in self.ffn_ratios):
+                isinstance(ratio, int | float) and isfinite(ratio) for ratio in self.ffn_ratios):
             raise ConfigError(f'arch: ffn_ratio={self.ffn_ratio!r} must be one number, or '
                               f'{NUM_STAGES} of them, one per stage')
         if min(self.hidden_dims) < 1:

@@ -34,8 +34,9 @@ def load_model(config: str | os.PathLike[str] | Config,
     Args:
         config: Path of a config, name of a packaged one such as ``'retinanet_evit_m4_coco'``, or a
             config, which is left as it is.
-        checkpoint: File, address or name of the weights of the whole model. Without it the weights
-            are those from which a training starts.
+        checkpoint: File, address or name of the weights of the whole model; by default the
+            ``load_from`` of the config. If neither is given, the backbone has the weights of its
+            ``init_cfg``, and the rest random ones.
         device: Where the model computes.
 
     Returns:
@@ -51,6 +52,7 @@ def load_model(config: str | os.PathLike[str] | Config,
         if not config.get('model'):
             raise ConfigError(f'{config.filename or "the config"} has no model: it is a base '
                               'config to inherit from, or one for another purpose')
+        checkpoint = checkpoint or config.get('load_from')
         if checkpoint is not None:
             without_pretrained_weights(config)
         init_default_scope(config.get('default_scope', 'mmengine'))

@@ -62,6 +62,39 @@ def test_a_part_imports_its_neighbours_only(part):
             assert other in allowed | {part}, f'{path.relative_to(PACKAGE)} imports {name}'
 
 
+def test_models_import_torch_and_parts_of_openmmlab():
+    for path in files('models'):
+        for name, _ in imports(path):
+            package = name.split('.')[0]
+            allowed = package in ('torch', 'mmengine', 'evit_mm') or \
+                package in sys.stdlib_module_names or name.startswith('mmcv.cnn')
+            assert allowed, f'{path.relative_to(PACKAGE)} imports {name}'
+            if name.startswith('evit_mm.ops'):
+                assert name.startswith('evit_mm.ops.folded_conv') and path.name == 'layers.py'
+
+
+def test_weight_files_are_opened_in_one_room():
+    calls = re.compile(r'\b(torch\.load|safe_open|load_file|urlopen|urllib|'
+                       r'load_state_dict_from_url)\b')
+    for path in PACKAGE.rglob('*.py'):
+        room = path.relative_to(PACKAGE).parts[0]
+        code = re.sub(r'(?s)""".*?"""|#[^\n]*', '', path.read_text())
+        # The command runs scripts of MMDetection, whose own torch.load it makes safe.
+        if room != 'checkpoint' and path != PACKAGE / 'cli' / 'run_script.py':
+            assert not calls.search(code), path.relative_to(PACKAGE)
+
+
+def test_other_packages_are_changed_from_one_place():
+    """`compat` is called by the package itself, and installs the loaders; nobody else does."""
+    for path in PACKAGE.rglob('*.py'):
+        room = path.relative_to(PACKAGE).parts[0]
+        for name, _ in imports(path):
+            if name.startswith('evit_mm.compat'):
+                assert room in ('compat', '__init__.py'), path.relative_to(PACKAGE)
+            if 'mmengine_loader' in name:
+                assert room in ('compat', 'checkpoint'), path.relative_to(PACKAGE)
+
+
 def test_ops_import_torch_alone():
     for path in files('ops'):
         for name, _ in imports(path):

@@ -1,16 +1,16 @@
 """Load a state dict of any known layout into a backbone, and account for every tensor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from .bias_table import is_resizable, resize_attention_biases
 from .containers import strip_containers
 from .key_maps import LAYOUTS, NATIVE
-from .structure import find_prefixes, infer_structure
+from .structure import describe_weights, find_prefixes, infer_structure
 
 __all__ = ['LoadReport', 'load_backbone_weights', 'translate_backbone_state']
 
@@ -117,8 +117,16 @@ def translate_backbone_state(state: Mapping[str, Tensor], target: Mapping[str, T
     return translated, report
 
 
-def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, prefix: str = '',
-                          describe: Callable[[Mapping[str, Tensor]], str] | None = None
+class Backbone(Protocol):
+    """A backbone that translates state dicts of any known layout to its own keys."""
+
+    def translate_state(self, state: Mapping[str, Tensor], source: str
+                        ) -> tuple[dict[str, Tensor], LoadReport]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+
+
+def load_backbone_weights(backbone: Backbone, checkpoint: Any, *, source: str, prefix: str = ''
                           ) -> LoadReport:
     """Load a checkpoint of any known layout into a backbone, completely or not at all.
 
@@ -128,7 +136,6 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, 
         source: Its file or address, for the error.
         prefix: Prefix of the backbone's keys, such as ``backbone.``; detected if the checkpoint
             contains only one backbone.
-        describe: Returns a description of a state dict's model, for the error.
 
     Returns:
         LoadReport: The account. The parts of a detector outside its backbone count as dropped.
@@ -153,10 +160,10 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Any, *, source: str, 
         others = [key for key in state if not key.startswith(prefix)]
         state = {key.removeprefix(prefix): value for key, value in state.items()
                  if key.startswith(prefix)}
-    translated, report = translate_backbone_state(state, backbone.state_dict(), source)
+    translated, report = backbone.translate_state(state, source)
     report.dropped += others
     if not report.complete:
-        looks_like = f' (it looks like {describe(state)})' if describe else ''
-        raise CheckpointError(f'{source} does not fit this backbone{looks_like}: {report}')
+        raise CheckpointError(f'{source} does not fit this backbone (it looks like '
+                              f'{describe_weights(state)}): {report}')
     backbone.load_state_dict(translated, strict=False)  # the counters may be missing
     return report

@@ -1,11 +1,10 @@
 """Flags that train and test share."""
 
 import argparse
-import os
 
 from .common import ConfigOptions
 
-__all__ = ['add_acceleration_arguments', 'add_run_arguments', 'set_local_rank']
+__all__ = ['add_acceleration_arguments', 'add_run_arguments']
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) -> None:
@@ -34,9 +33,3 @@ def add_acceleration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--bf16', action='store_true',
                         help='compute in bfloat16 by autocast, on CPU or GPU; losses, boxes and '
                         'scores stay in float32')
-
-
-def set_local_rank(args: argparse.Namespace) -> None:
-    """Set LOCAL_RANK, from which mmengine chooses the GPU, for launchers that pass it as a flag."""
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

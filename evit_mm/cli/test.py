@@ -2,7 +2,7 @@
 
 import argparse
 
-from .run_arguments import add_acceleration_arguments, add_run_arguments, set_local_rank
+from .run_arguments import add_acceleration_arguments, add_run_arguments
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -33,14 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Test as the flags say; the evaluators print their metrics."""
-    set_local_rank(args)
     from ..engine import test
-    from ..engine.launch import work_is_done
 
     test(args.config, args.checkpoint, work_dir=args.work_dir, data_root=args.data_root,
          out=args.out, show_dir=args.show_dir, tta=args.tta, fast=args.fast, deploy=args.deploy,
          channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
          cfg_options=args.cfg_options, ignore_unknown_categories=args.ignore_unknown_categories,
          launcher=args.launcher)
-    if args.launcher != 'none':
-        work_is_done()

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .run_arguments import add_acceleration_arguments, add_run_arguments, set_local_rank
+from .run_arguments import add_acceleration_arguments, add_run_arguments
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -24,20 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='random weights, and BN that learns its statistics')
     parser.add_argument('--channels-last', action=argparse.BooleanOptionalAction,
                         help='keep feature maps in the channels-last memory format (default: on a '
-                        'CPU)')
+                        'CPU, in one process)')
     add_acceleration_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train as the flags say."""
-    set_local_rank(args)
     from ..engine import train
-    from ..engine.launch import work_is_done
 
     train(args.config, work_dir=args.work_dir, data_root=args.data_root, resume=args.resume,
           from_scratch=args.from_scratch, amp=args.amp, bf16=args.bf16,
           channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
           ignore_unknown_categories=args.ignore_unknown_categories, launcher=args.launcher)
-    if args.launcher != 'none':
-        work_is_done()

@@ -12,8 +12,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ConfigError
 from ..models.attention import CascadedGroupAttention
 from ..models.efficientvit import Block, Downsample, EfficientViT
-from ..models.layers import ConvNorm
-from .layers import FoldedAttention, FoldedBlock, FoldedDownsample, is_folded
+from ..models.layers import ConvNorm, FeedForward
+from .layers import (
+    FoldedAttention,
+    FoldedBlock,
+    FoldedDownsample,
+    FoldedFeedForward,
+    is_folded,
+)
 
 __all__ = ['deploy']
 
@@ -44,7 +50,24 @@ def deploy(model: Model) -> Model:
     if model.training:
         raise ConfigError(f'{type(model).__name__} is in training mode, in which BN normalises by '
                           'batch: call eval() before deploying it')
+    _check_norms(model)
     return _deployed(model).to(memory_format=torch.channels_last)
+
+
+def _check_norms(model: nn.Module) -> None:
+    """Check that every BN of our layers can be folded, before anything is changed.
+
+    Raises:
+        ConfigError: If one normalises by batch.
+    """
+    for name, layer in model.named_modules():
+        norm = layer.norm if isinstance(layer, ConvNorm) else None
+        if isinstance(norm, _BatchNorm) and norm.running_mean is None:
+            raise ConfigError(f'{name}.norm has no running statistics to fold into a convolution: '
+                              'build the backbone without track_running_stats=False')
+        if isinstance(norm, _BatchNorm) and norm.training:
+            raise ConfigError(f'{name}.norm is in training mode, in which BN normalises by batch: '
+                              'call eval() on the whole model before deploying it')
 
 
 def _deployed(module: Any) -> Any:
@@ -63,6 +86,9 @@ def _deployed(module: Any) -> Any:
         _fold_conv_norm(module)
     elif isinstance(module, ConvModule):
         _fold_conv_module(module)
+    elif isinstance(module, FeedForward):
+        if is_folded(module.expand) and is_folded(module.project):
+            return FoldedFeedForward(module).eval()
     elif isinstance(module, CascadedGroupAttention):
         if all(map(is_folded, (*module.qkv, *module.query_conv))):
             return FoldedAttention(module).eval()
@@ -79,9 +105,6 @@ def _deployed(module: Any) -> Any:
 def _fold_conv_norm(layer: ConvNorm) -> None:
     if not isinstance(layer.norm, _BatchNorm):
         return
-    if layer.norm.training or layer.norm.running_mean is None:
-        raise ConfigError('a BN that normalises by batch can\'t be folded into a convolution: '
-                          'build the backbone without track_running_stats=False')
     dtype = layer.conv.weight.dtype
     # In half precision, the scales alone would lose as much as the whole network may.
     layer.conv = fuse_conv_bn_eval(layer.conv.double(), layer.norm.double()).to(dtype)

@@ -4,17 +4,18 @@ They keep the names of the tensors that they take over, so that their state dict
 published model's, with biases in place of BN.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.attention import CascadedGroupAttention, partition_windows, reverse_windows
+from ..models.attention import CascadedGroupAttention
 from ..models.efficientvit import Block, Downsample
-from ..models.layers import ConvNorm, DepthwiseConvNorm
+from ..models.layers import ConvNorm, DepthwiseConvNorm, FeedForward
 
-__all__ = ['FoldedAttention', 'FoldedBlock', 'FoldedDownsample', 'fold_identity', 'is_folded']
+__all__ = ['FoldedAttention', 'FoldedBlock', 'FoldedDownsample', 'FoldedFeedForward', 'is_folded']
 
 
 def is_folded(layer: Any) -> bool:
@@ -22,11 +23,24 @@ def is_folded(layer: Any) -> bool:
     return isinstance(layer.norm, nn.Identity)
 
 
-@torch.no_grad()
-def fold_identity(layer: DepthwiseConvNorm) -> None:
-    """Change the kernels of a folded layer so that they compute ``x + layer(x)``."""
-    weight = layer.conv.weight
-    weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2] += 1
+class FoldedFeedForward(nn.Module):
+    """A `FeedForward` as two matrix products on maps with their channels last.
+
+    Args:
+        feed_forward: A layer whose convolutions are folded already.
+    """
+
+    def __init__(self, feed_forward: FeedForward) -> None:
+        super().__init__()
+        self.expand = feed_forward.expand
+        self.project = feed_forward.project
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        x = x.permute(0, 2, 3, 1)
+        expand, project = self.expand.conv, self.project.conv
+        x = F.relu(F.linear(x, expand.weight.flatten(1), expand.bias))
+        return F.linear(x, project.weight.flatten(1), project.bias).permute(0, 3, 1, 2)
 
 
 class FoldedBlock(nn.Module):
@@ -80,9 +94,17 @@ def _fold_identities(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ..
     for name in names:
         layer = getattr(module, name)
         if isinstance(layer, DepthwiseConvNorm) and is_folded(layer):
-            fold_identity(layer)
+            layer.conv = _with_identity(layer.conv)
             folded.append(name)
     return tuple(folded)
+
+
+@torch.no_grad()
+def _with_identity(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a convolution that computes ``x + conv(x)``; a copy, as layers may share ``conv``."""
+    conv = deepcopy(conv)
+    conv.weight[:, :, conv.weight.shape[2] // 2, conv.weight.shape[3] // 2] += 1
+    return conv
 
 
 class FoldedAttention(nn.Module):
@@ -112,22 +134,17 @@ class FoldedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
-        height, width = x.shape[2:]
-        windows = partition_windows(x, self.window_size)
-        tokens = windows.flatten(2).transpose(1, 2)
+        tokens = _to_tokens(x, self.window_size)
         outputs: list[Tensor] = []
         for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
             if outputs:
                 features = features + outputs[-1]
             outputs.append(self._attend(head, features))
-        x = torch.cat(outputs, dim=2).transpose(1, 2).unflatten(
-            2, (self.window_size, self.window_size))
-        # Cropped before the projection, which then has no padding to work on.
-        return self.proj(F.relu(reverse_windows(x, height, width)))
+        x = _to_map(torch.cat(outputs, dim=2), self.window_size, like=x)
+        return self.proj(F.relu(x))
 
     def _attend(self, head: int, features: Tensor) -> Tensor:
         """Map a head's tokens (windows, N, value_dim) to the same shape."""
-        windows, tokens, _ = features.shape
         qkv: Any = self.qkv[head]
         sizes = (self.key_dim, self.key_dim + self.value_dim)
         weights = qkv.conv.weight.flatten(1).split(sizes)
@@ -136,7 +153,34 @@ class FoldedAttention(nn.Module):
         query = F.linear(features, weights[0], biases[0])
         key, value = F.linear(features, weights[1], biases[1]).split(
             (self.key_dim, self.value_dim), dim=2)
-        query = query.view(windows, self.window_size, self.window_size, self.key_dim)
+        query = query.unflatten(1, (self.window_size, self.window_size))
         query = self.query_conv[head](query.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        attention = query @ key.transpose(1, 2) + self.attention_biases[head]
+        attention = torch.baddbmm(self.attention_biases[head], query, key.transpose(1, 2))
         return attention.softmax(dim=-1) @ value
+
+
+# The next two are written with operations whose sizes torch.export can bound: splitting a dimension
+# with `view`, or merging two of them, asks about sizes in ways that it can't answer in general.
+
+
+def _to_tokens(x: Tensor, window_size: int) -> Tensor:
+    """Map (B, C, H, W) to the tokens of its zero-padded windows, (B * rows * columns, S * S, C)."""
+    batch, channels, height, width = x.shape
+    more = window_size - 1  # unfolding drops what does not fill a window
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, more, 0, more))
+    x = x.reshape(batch, height + more, width + more, channels)  # the older exporter forgets sizes
+    x = x.unfold(1, window_size, window_size).unfold(2, window_size, window_size)
+    return x.permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(0, 2)
+
+
+def _to_map(tokens: Tensor, window_size: int, like: Tensor) -> Tensor:
+    """Undo `_to_tokens`: the map has the batch and size of ``like``, and its channels last."""
+    batch, _, height, width = like.shape
+    channels = tokens.shape[2]
+    rows, columns = (height - 1) // window_size + 1, (width - 1) // window_size + 1
+    x = tokens.unflatten(0, (batch, rows, columns)).unflatten(3, (window_size, window_size))
+    x = x.transpose(2, 3).flatten().view(
+        batch * rows * window_size, columns * window_size * channels)
+    x = x.unfold(1, channels, channels).unflatten(0, (batch, rows * window_size))
+    x = F.pad(x, (0, 0, 0, width - columns * window_size, 0, height - rows * window_size))  # crops
+    return x.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

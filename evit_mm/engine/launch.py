@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Mapping
 
 import torch
 from mmengine.config import Config
@@ -41,7 +42,8 @@ def prepare_processes(config: Config, launcher: str) -> None:
     # import `evit_mm` alone.
     mean_loss = f'{MeanLossHook.__module__}.{MeanLossHook.__name__}'
     hooks = [hook for hook in config.get('custom_hooks') or []
-             if hook.get('type') not in (mean_loss, 'MeanLossHook')]
+             if not (isinstance(hook, Mapping)
+                     and hook.get('type') in (mean_loss, 'MeanLossHook'))]
     config.custom_hooks = [*hooks, dict(type=mean_loss)]
     if torch.cuda.is_available():
         return

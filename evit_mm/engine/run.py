@@ -241,7 +241,10 @@ def _take_preflight(config: Config, ignore_unknown_categories: bool) -> Prefligh
     named = [hook for hook in hooks if _is_preflight(hook)]
     config.custom_hooks = [hook for hook in hooks if not _is_preflight(hook)]
     if named and not isinstance(named[0], Mapping):
-        return named[0]
+        checks: PreflightHook = named[0]
+        if ignore_unknown_categories:
+            checks.ignore_unknown_categories = True
+        return checks
     arguments = {key: value for key, value in (named[0] if named else {}).items()
                  if key not in ('type', 'priority')}
     if ignore_unknown_categories:

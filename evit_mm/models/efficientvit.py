@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arch import NUM_STAGES, STAGE_STRIDES, STEM_STRIDES, Arch
 from ..checkpoint import (
     NATIVE,
+    LoadReport,
     describe_weights,
     load_backbone_weights,
     translate_backbone_state,
@@ -352,18 +353,40 @@ class EfficientViT(BaseModule):
             return
         source = pretrained['checkpoint']
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-        backbone = self.plain_twin() if self.deploy else self
-        report = load_backbone_weights(backbone, checkpoint, source=source,
-                                       prefix=pretrained.get('prefix') or '',
-                                       describe=describe_weights)
-        if backbone is not self:
-            self.load_state_dict(backbone.eval().switch_to_deploy().state_dict())
+        report = load_backbone_weights(self, checkpoint, source=source,
+                                       prefix=pretrained.get('prefix') or '')
         print_log(f'EfficientViT: {source}: {report}', logger='current', level=logging.INFO)
         self._is_init = True
 
-    def plain_twin(self) -> 'EfficientViT':
-        """Build a backbone like this one that is not deployed, with random weights."""
-        return EfficientViT(**self._arguments)
+    def translate_state(self, state: Mapping[str, Tensor], source: str = 'the checkpoint'
+                        ) -> tuple[dict[str, Tensor], LoadReport]:
+        """Translate a state dict of any known layout to the keys of this backbone.
+
+        Bias tables are resized to its windows. A deployed backbone gets folded weights.
+
+        Args:
+            state: The state dict of a backbone, without a prefix.
+            source: Its file or address, for the error.
+
+        Returns:
+            tuple: The translated tensors, and what happened to each.
+
+        Raises:
+            CheckpointError: If BN is folded into the weights, but not in this backbone.
+        """
+        is_deployed = 'stem.0.conv.bias' in state
+        if is_deployed and not self.deploy:
+            raise CheckpointError(f'{source} is of the deployed form, in which BN is folded into '
+                                  'the convolutions for good: take the checkpoint it was made '
+                                  'from, or build the backbone with deploy=True')
+        if is_deployed or not self.deploy:
+            return translate_backbone_state(state, self.state_dict(), source)
+        plain = EfficientViT(**self._arguments)
+        translated, report = translate_backbone_state(state, plain.state_dict(), source)
+        if report.complete:
+            plain.load_state_dict(translated, strict=False)  # the counters may be missing
+            translated = dict(plain.eval().switch_to_deploy().state_dict())
+        return translated, report
 
     def _freeze(self) -> None:
         frozen = [self.stem, *self.stages][:self.frozen_stages + 1]
@@ -374,38 +397,27 @@ class EfficientViT(BaseModule):
 
 
 def _accept_published_layouts(module: EfficientViT, state_dict: dict, prefix: str,
-                              local_metadata: dict, strict: bool, *_: Any) -> None:
+                              *_: Any) -> None:
     """Translate a state dict of any known layout, whichever model contains the backbone.
 
     Raises:
-        CheckpointError: If it holds weights for the backbone that do not fit in full; mmengine
-            would log that and go on with random ones.
+        CheckpointError: If it holds weights for the backbone that do not fit in full, whatever
+            ``strict`` says: mmengine would log that and go on with random ones.
     """
     own = {key: state_dict[key] for key in list(state_dict) if key.startswith(prefix)}
     if not own:
         return
     state = {key.removeprefix(prefix): value for key, value in own.items()}
     name = f'EfficientViT{f" at {prefix[:-1]}" if prefix else ""}'
-    must_fold = module.deploy and not _is_deployed(state)
-    backbone = module.plain_twin() if must_fold else module
-    translated, report = translate_backbone_state(state, backbone.state_dict(),
-                                                  f'the state dict for {name}')
-    if strict and not report.complete:
+    translated, report = module.translate_state(state, f'the state dict for {name}')
+    if not report.complete:
         raise CheckpointError(f'{name} can\'t load these weights, which look like '
                               f'{describe_weights(state)}: {report}')
-    if must_fold and report.complete:
-        backbone.load_state_dict(translated, strict=False)  # the counters may be missing
-        translated = backbone.eval().switch_to_deploy().state_dict()
     for key in own:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in translated.items()})
     if report.layout != NATIVE.name or report.resized:
         print_log(f'{name}: {report}', logger='current', level=logging.INFO)
-
-
-def _is_deployed(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict is of our deployed form, in which convolutions have a bias."""
-    return 'stem.0.conv.bias' in state
 
 
 def _checked_indices(name: str, values: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:

@@ -46,19 +46,19 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def randomised() -> Callable[..., nn.Module]:
+def randomized() -> Callable[..., nn.Module]:
     """Give a model random weights and BN statistics, so that no branch is zero; sets eval mode.
 
     A deep model with a large ``gain`` is chaotic.
     """
-    def randomise(model: nn.Module, gain: float = 0.5) -> nn.Module:
+    def randomize(model: nn.Module, gain: float = 0.5) -> nn.Module:
         for name, tensor in model.state_dict().items():
             if name.endswith('running_var') or (tensor.dim() == 1 and name.endswith('weight')):
                 tensor.uniform_(0.5, 1.5)
             elif tensor.dim() > 1 and tensor.is_floating_point():
                 tensor.normal_(0, gain * tensor[0].numel() ** -0.5)
         return model.eval()
-    return randomise
+    return randomize
 
 
 @pytest.fixture

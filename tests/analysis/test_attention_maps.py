@@ -49,8 +49,8 @@ def timms_output(attention, x, maps):
 
 @pytest.mark.parametrize('arch', ARCHS)
 @torch.no_grad()
-def test_our_maps_give_our_output(arch, randomised):
-    model = randomised(EfficientViT(arch), gain=2).double()
+def test_our_maps_give_our_output(arch, randomized):
+    model = randomized(EfficientViT(arch), gain=2).double()
     images = torch.randn(2, 3, 150, 90, dtype=torch.float64)  # some windows are padded
     maps, passed, output = captured(model, images, CascadedGroupAttention)
     assert len(maps) == sum(ARCHS[arch].depths)
@@ -69,9 +69,9 @@ def test_our_maps_give_our_output(arch, randomised):
     'swin_tiny_patch4_window7_224': dict(depths=(2, 2), num_heads=(3, 6), img_size=(116, 92)),
 }.items())
 @torch.no_grad()
-def test_timms_maps_give_timms_output(name, options, randomised):
+def test_timms_maps_give_timms_output(name, options, randomized):
     timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
-    model = randomised(timm.create_model(name, **options), gain=2).double()
+    model = randomized(timm.create_model(name, **options), gain=2).double()
     size = options['img_size']
     images = torch.randn(2, 3, *((size, size) if isinstance(size, int) else size)).double()
     attentions = [module for module in model.modules() if hasattr(module, 'fused_attn')]
@@ -116,9 +116,9 @@ def test_padded_queries_are_marked():
 
 
 @torch.no_grad()
-def test_padded_queries_do_not_affect_the_output(randomised):
+def test_padded_queries_do_not_affect_the_output(randomized):
     """With one head; padded queries of an earlier head affect the padding of the next one."""
-    attention = randomised(CascadedGroupAttention(16, 1, 8, 7, (3,), norm_cfg=dict(type='BN')),
+    attention = randomized(CascadedGroupAttention(16, 1, 8, 7, (3,), norm_cfg=dict(type='BN')),
                            gain=2).double()
     x = torch.randn(2, 16, 8, 20, dtype=torch.float64)
     found = capture_one(attention, x)

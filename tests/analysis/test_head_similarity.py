@@ -80,8 +80,8 @@ def test_identical_and_orthogonal_heads(biases, expected):
     assert block.maximum == block.mean == expected
 
 
-def test_averages_do_not_depend_on_batches(randomised):
-    model = randomised(EfficientViT('m2'))
+def test_averages_do_not_depend_on_batches(randomized):
+    model = randomized(EfficientViT('m2'))
     images = torch.randn(3, 3, 96, 130)
     together = head_similarity(model, [images])
     apart = head_similarity(model, images.split(1))
@@ -93,9 +93,9 @@ def test_averages_do_not_depend_on_batches(randomised):
         assert (one.block, one.windows) == (other.block, other.windows)
 
 
-def test_padded_queries_do_not_count(randomised):
+def test_padded_queries_do_not_count(randomized):
     """In a feature map of 4x4 in a window of 7x7, 16 queries and all 49 keys count."""
-    model = randomised(EfficientViT('m0', out_indices=(0,)), gain=2)
+    model = randomized(EfficientViT('m0', out_indices=(0,)), gain=2)
     images, found = torch.randn(1, 3, 64, 64), []
     with capture_maps(model, found.append), torch.no_grad():
         model(images)
@@ -108,9 +108,9 @@ def test_padded_queries_do_not_count(randomised):
     assert block.mean != pytest.approx(everything.sum().item() / 12, rel=1e-2)
 
 
-def test_mean_is_over_windows(randomised):
+def test_mean_is_over_windows(randomized):
     """The result of two images is the mean of the results of each."""
-    model = randomised(EfficientViT('m0', out_indices=(0,)))
+    model = randomized(EfficientViT('m0', out_indices=(0,)))
     images = torch.randn(2, 3, 224, 224)
     both, = head_similarity(model, [images])
     alone = [head_similarity(model, [image[None]])[0] for image in images]
@@ -118,9 +118,9 @@ def test_mean_is_over_windows(randomised):
     assert both.maximum == pytest.approx(sum(block.maximum for block in alone) / 2, rel=1e-4)
 
 
-def test_timms_efficientvit_has_our_similarity(randomised):
+def test_timms_efficientvit_has_our_similarity(randomized):
     timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
-    theirs = randomised(timm.create_model('efficientvit_m1'))
+    theirs = randomized(timm.create_model('efficientvit_m1'))
     ours = EfficientViT('m1', window_sizes=(7, 7, 4)).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     images = torch.randn(1, 3, 224, 224)
@@ -304,16 +304,16 @@ def test_mistake_does_not_block_another_run(tmp_path, images):
     assert analyze(tmp_path, 'm0', images=images, num_images=2, shape=(32, 32))['items']
 
 
-def test_replaced_checkpoint_is_refused(tmp_path, images, capsys, randomised):
+def test_replaced_checkpoint_is_refused(tmp_path, images, capsys, randomized):
     keywords = dict(images=images, shape=(32, 32), checkpoint=tmp_path / 'm0.pth')
-    model = randomised(EfficientViT('m0'))
+    model = randomized(EfficientViT('m0'))
     torch.save(model.state_dict(), tmp_path / 'm0.pth')
     size = (tmp_path / 'm0.pth').stat().st_size
     first = analyze(tmp_path, 'm0', **keywords)['items']
     capsys.readouterr()
     assert analyze(tmp_path, 'm0', **keywords)['items'] == first
     assert 'reusing 1 of 1 results of an earlier run' in capsys.readouterr().out
-    torch.save(randomised(model).state_dict(), tmp_path / 'm0.pth')
+    torch.save(randomized(model).state_dict(), tmp_path / 'm0.pth')
     assert (tmp_path / 'm0.pth').stat().st_size == size
     with pytest.raises(UserError, match='m0.pth has changed since'):
         analyze(tmp_path, 'm0', **keywords)
@@ -340,9 +340,9 @@ def test_blocks_with_one_head_are_left_out_of_means(tmp_path, images, capsys):
     assert [cell.strip() for cell in row.split('|')[3:-1]] == ['1', '1', '49', '', '']
 
 
-def test_detector_with_its_checkpoint(tmp_path, images, small_detector, randomised):
+def test_detector_with_its_checkpoint(tmp_path, images, small_detector, randomized):
     detector = build_model(str(small_detector))
-    randomised(detector.backbone)
+    randomized(detector.backbone)
     torch.save({'state_dict': detector.state_dict()}, tmp_path / 'detector.pth')
     torch.save(detector.backbone.state_dict(), tmp_path / 'backbone.pth')
     keywords = dict(images=images, shape=(64, 64), overwrite=True)

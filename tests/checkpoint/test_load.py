@@ -11,7 +11,6 @@ from evit_mm.checkpoint import (
     LAYOUTS,
     MICROSOFT,
     TIMM,
-    describe_weights,
     load_backbone_weights,
     resize_attention_biases,
 )
@@ -19,7 +18,7 @@ from evit_mm.errors import CheckpointError, MissingCheckpointError
 from evit_mm.models import ARCHS, EfficientViT
 
 
-def randomise(model):
+def randomize(model):
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1.0)
@@ -62,7 +61,7 @@ def fuse(published):
 @pytest.fixture(scope='module')
 def source():
     """An M0 with random weights; tests only read it."""
-    return randomise(EfficientViT('m0'))
+    return randomize(EfficientViT('m0'))
 
 
 @pytest.fixture(scope='module')
@@ -195,7 +194,7 @@ def test_error_names_another_variant_in_timms_layout():
     state = {TIMM.published_key(key): value
              for key, value in EfficientViT('m3').state_dict().items()}
     with pytest.raises(CheckpointError, match='looks like m3 in the timm layout'):
-        load_backbone_weights(EfficientViT('m4'), state, source='x', describe=describe_weights)
+        load_backbone_weights(EfficientViT('m4'), state, source='x')
     with pytest.raises(CheckpointError, match='look like m3 in the timm layout'):
         EfficientViT('m4').load_state_dict(state)
 

@@ -15,7 +15,7 @@ timm = pytest.importorskip('timm', reason='needs timm, from the extra [dev]')
 save_file = pytest.importorskip('safetensors.torch').save_file
 
 
-def randomise(model: nn.Module) -> nn.Module:
+def randomize(model: nn.Module) -> nn.Module:
     """Set weights and statistics so that no branch is zero and no two tensors are equal."""
     for name, tensor in model.state_dict().items():
         if name.endswith('running_var') or (tensor.dim() == 1 and name.endswith('weight')):
@@ -34,7 +34,7 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize('arch', ARCHS)
 @torch.no_grad()
 def test_features_equal_timms(arch, tmp_path):
-    theirs = randomise(timm.create_model(f'efficientvit_{arch}'))
+    theirs = randomize(timm.create_model(f'efficientvit_{arch}'))
     path = tmp_path / 'model.safetensors'
     save_file(theirs.state_dict(), path, metadata={'format': 'pt'})
     ours = EfficientViT(arch, window_sizes=(7, 7, 4),
@@ -52,7 +52,7 @@ def test_features_equal_timms(arch, tmp_path):
 @torch.no_grad()
 def test_names_of_features_only(tmp_path):
     """timm flattens the outermost modules there: stages_0 instead of stages.0."""
-    theirs = randomise(timm.create_model('efficientvit_m1', features_only=True))
+    theirs = randomize(timm.create_model('efficientvit_m1', features_only=True))
     save_file(theirs.state_dict(), tmp_path / 'a.safetensors')
     # TIMMBackbone of mmseg and mmpretrain adds a prefix.
     torch.save({'state_dict': {f'backbone.timm_model.{key}': value
@@ -80,7 +80,7 @@ def test_bias_tables_have_timms_order():
 @torch.no_grad()
 def test_timm_loads_converted_files(tmp_path):
     """Including the classifier: the logits equal those of the original model."""
-    source = randomise(timm.create_model('efficientvit_m2'))
+    source = randomize(timm.create_model('efficientvit_m2'))
     converted = convert_state(source.state_dict(), TIMM)
     write_weights(tmp_path / 'a.safetensors', converted)
     write_weights(tmp_path / 'a.pth', converted)

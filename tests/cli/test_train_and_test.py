@@ -9,6 +9,7 @@ import pytest
 import evit_mm.engine
 from evit_mm.cli import test as test_command
 from evit_mm.cli import train as train_command
+from evit_mm.cli.main import run_tool
 from evit_mm.engine import launch
 
 
@@ -61,14 +62,18 @@ def test_test():
 
 
 @pytest.mark.parametrize('flag', ['--local-rank', '--local_rank'])
-@pytest.mark.parametrize('command,arguments', [(train_command, ['c']), (test_command, ['c', 'w'])])
+@pytest.mark.parametrize('command,arguments', [('train', ['c']), ('test', ['c', 'w'])])
 def test_launchers(command, arguments, flag, monkeypatch):
+    launchers = []
+    monkeypatch.setattr(evit_mm.engine, command,
+                        lambda *_, launcher, **__: launchers.append(launcher))
     monkeypatch.setattr(launch, '_work_is_done', False)
     monkeypatch.setenv('LOCAL_RANK', '')  # so that it is restored afterwards
     monkeypatch.delenv('LOCAL_RANK')
-    call(command, *arguments)
+    assert run_tool(command, arguments) == 0
     assert 'LOCAL_RANK' not in os.environ and not launch._work_is_done
-    assert call(command, *arguments, '--launcher', 'pytorch', flag, '3')['launcher'] == 'pytorch'
+    assert run_tool(command, [*arguments, '--launcher', 'pytorch', flag, '3']) == 0
+    assert launchers == ['none', 'pytorch']
     assert os.environ['LOCAL_RANK'] == '3' and launch._work_is_done
 
 

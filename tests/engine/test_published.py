@@ -74,19 +74,16 @@ def test_published_detectors_are_tested_on_real_images(detector, suffix, golden,
     assert [len(one['pred_instances']['scores']) for one in predictions] == [5] * 6
 
 
-def test_hostile_files_are_refused_everywhere(config_file, shapes, tmp_path, monkeypatch):
+def test_hostile_files_are_refused_everywhere(config_file, shapes, tmp_path, monkeypatch,
+                                              hostile_pickle):
     """A pickle that would create a file: it does not exist afterwards."""
     from mmdet.apis import DetInferencer, init_detector
-
-    class Hostile:
-        def __reduce__(self):
-            return open, (str(tmp_path / 'owned'), 'w')
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # the usual advice elsewhere
     state = EfficientViT('m0').state_dict()
-    torch.save({'model': state, 'args': Hostile()}, 'hostile.pth')
-    torch.save({'model': state, 'args': Hostile()}, 'hostile.safetensors')  # under another name
+    torch.save({'model': state, 'args': hostile_pickle}, 'hostile.pth')
+    torch.save({'model': state, 'args': hostile_pickle}, 'hostile.safetensors')
     path = str(config_file)
 
     def attempts(name):
@@ -109,4 +106,4 @@ def test_hostile_files_are_refused_everywhere(config_file, shapes, tmp_path, mon
                                                       'hostile.safetensors can.t be read|'
                                                       'DetInferencer needs a config'):
                 attempt()
-    assert not (tmp_path / 'owned').exists()
+    assert not hostile_pickle.was_run

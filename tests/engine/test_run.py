@@ -265,14 +265,10 @@ def test_mistakes_in_configs(mistake, repository, shapes):
     assert 'the config has no model' in mistake(train, Config(dict(a=1)))
 
 
-def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return open, (str(tmp_path / 'owned'), 'w')
-
+def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path, hostile_pickle):
     torch.save({'state_dict': EfficientViT('m1').state_dict()}, tmp_path / 'other.pth')
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'other.pth').read_bytes()[:5000])
-    torch.save({'state_dict': {'a': torch.zeros(1)}, 'x': Hostile()}, tmp_path / 'hostile.pth')
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'x': hostile_pickle}, tmp_path / 'hostile.pth')
     torch.save({'model': EfficientViT('m0').state_dict()}, tmp_path / 'classifier.pth')
     torch.save({'state_dict': {'foo': torch.zeros(3), 7: torch.zeros(1)}}, tmp_path / 'foo.pth')
     data = dict(data_root=shapes)
@@ -286,5 +282,5 @@ def test_mistakes_in_checkpoints(mistake, config_file, shapes, tmp_path):
         sentence = mistake(test, config_file, name, **data)
         assert all(fragment in sentence for fragment in fragments), sentence
     assert 'run code' in mistake(train, config_file, resume='hostile.pth', **data)
-    assert not (tmp_path / 'owned').exists()
+    assert not hostile_pickle.was_run
     assert '.pkl' in mistake(test, config_file, 'other.pth', out='x.json', **data)

@@ -46,7 +46,7 @@ class PreflightHook(Hook):
     priority = 'HIGHEST'  # before other hooks work with what is checked
 
     def __init__(self, ignore_unknown_categories: bool = False, check_model: bool = True) -> None:
-        self._ignore_unknown_categories = ignore_unknown_categories
+        self.ignore_unknown_categories = ignore_unknown_categories
         self._check_model = check_model
         self._checked: set[tuple[str, str]] = set()
 
@@ -78,7 +78,7 @@ class PreflightHook(Hook):
         for split in self._unchecked('config', splits):
             dataloader = config.get(f'{split}_dataloader')
             if isinstance(dataloader, Mapping):
-                preflight.check_files(dataloader, self._ignore_unknown_categories,
+                preflight.check_files(dataloader, self.ignore_unknown_categories,
                                       scope=config.get('default_scope'))
 
     def check(self, runner: Any, splits: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ...checkpoint import describe_weights, strip_containers, translate_backbone_state
+from ...checkpoint import describe_weights, strip_containers
 from ...errors import CheckpointError
 from ...models import EfficientViT
 from ..initial_checkpoint import read_checkpoint
@@ -61,7 +61,7 @@ def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tens
     """
     part = {key.removeprefix(prefix): value for key, value in state.items()
             if key.startswith(prefix)}
-    translated, report = translate_backbone_state(part, backbone.state_dict(), source)
+    translated, report = backbone.translate_state(part, source)
     if not part and describe_weights(state) != 'another model':
         raise CheckpointError(
             f'{source} holds only a backbone ({describe_weights(state)}), not a whole model: '

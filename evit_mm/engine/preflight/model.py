@@ -8,7 +8,7 @@ compare arguments. It runs the model on a small image, and looks for the layer t
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -211,11 +211,15 @@ class _Trace:
 
     def _compare_strides(self, name: str, module: nn.Module, inputs: tuple, maps: _Maps) -> None:
         """Compare the strides that a head or an extractor assumes with those of its inputs."""
-        generator = getattr(module, 'prior_generator', None)
-        declared = getattr(module, 'featmap_strides', None) or getattr(generator, 'strides', None)
         levels = [x for x in tensors_in(inputs[:1]) if x.ndim == 4]
-        if not isinstance(declared, list | tuple) or not levels:
-            return
+        generator = getattr(module, 'prior_generator', None)
+        for declared in (getattr(module, 'featmap_strides', None),  # YOLOv3's head has both
+                         getattr(generator, 'strides', None)):
+            if isinstance(declared, list | tuple) and levels:
+                self._compare_declared_strides(name, module, declared, levels, maps)
+
+    def _compare_declared_strides(self, name: str, module: nn.Module, declared: Sequence[Any],
+                                  levels: list[Tensor], maps: _Maps) -> None:
         assumed = [stride[0] if isinstance(stride, list | tuple) else stride for stride in declared]
         actual = [_stride(level, self.size) for level in levels]
         misfit = _Misfit(

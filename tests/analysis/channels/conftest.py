@@ -9,7 +9,7 @@ from torch import nn
 from evit_mm.models import EfficientViT
 
 
-def _randomise_norms(model: nn.Module) -> nn.Module:
+def _randomize_norms(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -20,15 +20,15 @@ def _randomise_norms(model: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def randomised() -> Callable[[nn.Module], nn.Module]:
+def randomized() -> Callable[[nn.Module], nn.Module]:
     """Give a model random BN parameters and statistics, and set eval mode."""
-    return _randomise_norms
+    return _randomize_norms
 
 
 @pytest.fixture
 def backbone() -> EfficientViT:
     """A narrow EfficientViT with one block per stage."""
-    return _randomise_norms(EfficientViT(arch=dict(
+    return _randomize_norms(EfficientViT(arch=dict(
         embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2), key_dims=(8, 8, 8))))
 
 

@@ -29,9 +29,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def detection(small_detector, data, randomised, tmp_path):
+def detection(small_detector, data, randomized, tmp_path):
     """Arguments of a quick run on a detector whose branches are not zero."""
-    model = randomised(build_model(str(small_detector)))
+    model = randomized(build_model(str(small_detector)))
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
     return dict(model=small_detector, checkpoint=tmp_path / 'model.pth', data_root=data / 'coco',
                 batches=1, batch_size=2, steps=2, budget=0.75, shape=(64, 64))
@@ -145,12 +145,12 @@ def test_mistake_does_not_block_another_run(detection, tmp_path, capsys):
         run(budget=lowest)
 
 
-def test_segmentor(repository, data, randomised, tmp_path):
+def test_segmentor(repository, data, randomized, tmp_path):
     config = tmp_path / 'small.py'
     config.write_text(f'''_base_ = {str(repository / 'configs' / 'upernet_evit_m0_shapes.py')!r}
 model = dict(decode_head=dict(channels=16), auxiliary_head=None)
 ''')
-    model = randomised(build_model(str(config)))
+    model = randomized(build_model(str(config)))
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'model.pth')
     result = analyze_channels(
         config, checkpoint=tmp_path / 'model.pth', data_root=data / 'ade', batches=1, batch_size=2,

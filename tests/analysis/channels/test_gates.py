@@ -67,8 +67,8 @@ def test_all_channels_are_found(backbone):
             (block, 'FFN', 24, 96))]
 
 
-def test_masked_hidden_channel_removes_its_contribution(randomised):
-    ffn = randomised(FeedForward(6, 12, norm_cfg=BN))
+def test_masked_hidden_channel_removes_its_contribution(randomized):
+    ffn = randomized(FeedForward(6, 12, norm_cfg=BN))
     [site] = find_sites(ffn)
     x = torch.randn(2, 6, 5, 4)
     with torch.no_grad():
@@ -88,8 +88,8 @@ def copy_rows(to, source, rows, columns=slice(None)):
         getattr(to.norm, name).data = getattr(source.norm, name).data[rows].clone()
 
 
-def test_masked_hidden_channels_equal_removed_ones(randomised):
-    ffn = randomised(FeedForward(6, 12, norm_cfg=BN))
+def test_masked_hidden_channels_equal_removed_ones(randomized):
+    ffn = randomized(FeedForward(6, 12, norm_cfg=BN))
     [site] = find_sites(ffn)
     left = [0, 1, 4, 5, 6, 8, 9, 11]
     smaller = FeedForward(6, len(left), norm_cfg=BN).eval()
@@ -100,9 +100,9 @@ def test_masked_hidden_channels_equal_removed_ones(randomised):
                                run(smaller, x))
 
 
-def test_masked_query_and_key_channels_equal_removed_ones(randomised):
+def test_masked_query_and_key_channels_equal_removed_ones(randomized):
     """Other channels in each head; the scale is that of the wider head."""
-    attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+    attention = randomized(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     nn.init.normal_(attention.attention_biases)
     lefts = [[0, 2, 3, 7], [1, 4, 5, 6]]
     smaller = CascadedGroupAttention(12, 2, 4, 4, (5, 3), norm_cfg=BN).eval()
@@ -123,8 +123,8 @@ def test_masked_query_and_key_channels_equal_removed_ones(randomised):
     assert not torch.allclose(masked, run(attention, x), atol=1e-3)
 
 
-def test_masked_value_feeds_neither_projection_nor_next_head(randomised):
-    attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+def test_masked_value_feeds_neither_projection_nor_next_head(randomized):
+    attention = randomized(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     sites = find_sites(attention)
     first = next(site for site in sites if site.kind == 'V')
     blind = deepcopy(attention)

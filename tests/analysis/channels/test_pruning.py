@@ -66,8 +66,8 @@ def test_importance_is_the_mean_of_squares_over_batches(squares):
     assert both.loss == pytest.approx(sum(ranking.loss for ranking in single) / 2)
 
 
-def test_dead_queries_and_values_rank_last(randomised, squares):
-    attention = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+def test_dead_queries_and_values_rank_last(randomized, squares):
+    attention = randomized(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     with torch.no_grad():
         for row in (8 + 3, 16 + 2):  # a key and a value of the last head
             attention.qkv[1].norm.weight[row] = attention.qkv[1].norm.bias[row] = 0
@@ -121,9 +121,9 @@ def check_twins(alone, shared, x, source, kind, twins):
         assert after[other] == pytest.approx(float(before[other]), rel=1e-3, abs=1e-12)
 
 
-def test_equal_hidden_channels_rank_below_a_single_one(randomised, squares):
+def test_equal_hidden_channels_rank_below_a_single_one(randomized, squares):
     """They have equal rows, and columns that are halves of the single one's."""
-    alone = randomised(FeedForward(6, 8, norm_cfg=BN))
+    alone = randomized(FeedForward(6, 8, norm_cfg=BN))
     copy_channel(alone.expand, 2, 6)
     shared = deepcopy(alone)
     with torch.no_grad():
@@ -133,9 +133,9 @@ def test_equal_hidden_channels_rank_below_a_single_one(randomised, squares):
     check_twins(alone, shared, torch.randn(3, 6, 5, 5), squares, 'FFN', [2, 6])
 
 
-def test_equal_query_and_key_channels_rank_below_a_single_one(randomised, squares):
+def test_equal_query_and_key_channels_rank_below_a_single_one(randomized, squares):
     """Their keys are equal, and their queries halves of the single one's."""
-    alone = randomised(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
+    alone = randomized(CascadedGroupAttention(12, 2, 8, 4, (5, 3), norm_cfg=BN))
     for channel in (3, 8 + 3):
         copy_channel(alone.qkv[0], channel, channel + 3)
     shared = deepcopy(alone)
