@@ -25,7 +25,7 @@ __all__ = ['load_model']
 
 def load_model(config: str | os.PathLike[str] | Config,
                checkpoint: str | os.PathLike[str] | None = None, *,
-               device: str | torch.device = 'cpu') -> nn.Module:
+               device: str | torch.device = 'cpu', check: bool = True) -> nn.Module:
     """Build the detector or segmentor of a config, and load its weights.
 
     `mmdet.apis.inference_detector` and `mmseg.apis.inference_model` take the result as they take
@@ -38,6 +38,7 @@ def load_model(config: str | os.PathLike[str] | Config,
             ``load_from`` of the config. If neither is given, the backbone has the weights of its
             ``init_cfg``, and the rest random ones.
         device: Where the model computes.
+        check: Run the model once on a blank image, to see whether its parts fit together.
 
     Returns:
         nn.Module: The model in eval mode, with the attributes ``cfg``, its config, and
@@ -57,7 +58,8 @@ def load_model(config: str | os.PathLike[str] | Config,
             without_pretrained_weights(config)
         init_default_scope(config.get('default_scope', 'mmengine'))
         model = revert_sync_batchnorm(MODELS.build(config.model))
-        check_model(model, config.model)
+        if check:
+            check_model(model, config.model)
         meta: Mapping[str, Any] = {}
         if checkpoint is None:
             _init_weights(model)
