@@ -51,7 +51,7 @@ def deploy(model: Model) -> Model:
         raise ConfigError(f'{type(model).__name__} is in training mode, in which BN normalises by '
                           'batch: call eval() before deploying it')
     _check_norms(model)
-    return _deployed(model).to(memory_format=torch.channels_last)
+    return _deployed(model, {}).to(memory_format=torch.channels_last)
 
 
 def _check_norms(model: nn.Module) -> None:
@@ -70,7 +70,14 @@ def _check_norms(model: nn.Module) -> None:
                               'call eval() on the whole model before deploying it')
 
 
-def _deployed(module: Any) -> Any:
+def _deployed(module: Any, forms: dict[nn.Module, nn.Module]) -> Any:
+    """Return the fast form of a module, and note it in ``forms``: a module may have two parents."""
+    if module not in forms:
+        forms[module] = _replaced(module, forms)
+    return forms[module]
+
+
+def _replaced(module: Any, forms: dict[nn.Module, nn.Module]) -> Any:
     """Return the fast form of a module; most are changed in place."""
     if isinstance(module, EfficientViT) and module.deploy:
         return module
@@ -78,10 +85,9 @@ def _deployed(module: Any) -> Any:
     if callable(switch) and not isinstance(module, EfficientViT):
         switch()
         return module
-    for name, child in list(module.named_children()):
-        deployed = _deployed(child)
-        if deployed is not child:
-            setattr(module, name, deployed)
+    for name, child in list(module._modules.items()):  # named_children() leaves out repetitions
+        if child is not None:
+            setattr(module, name, _deployed(child, forms))
     if isinstance(module, ConvNorm):
         _fold_conv_norm(module)
     elif isinstance(module, ConvModule):

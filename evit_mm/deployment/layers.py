@@ -4,7 +4,6 @@ They keep the names of the tensors that they take over, so that their state dict
 published model's, with biases in place of BN.
 """
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -94,17 +93,15 @@ def _fold_identities(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ..
     for name in names:
         layer = getattr(module, name)
         if isinstance(layer, DepthwiseConvNorm) and is_folded(layer):
-            layer.conv = _with_identity(layer.conv)
+            _fold_identity(layer.conv)
             folded.append(name)
     return tuple(folded)
 
 
 @torch.no_grad()
-def _with_identity(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a convolution that computes ``x + conv(x)``; a copy, as layers may share ``conv``."""
-    conv = deepcopy(conv)
+def _fold_identity(conv: nn.Conv2d) -> None:
+    """Change the kernels of a depthwise convolution so that they compute ``x + conv(x)``."""
     conv.weight[:, :, conv.weight.shape[2] // 2, conv.weight.shape[3] // 2] += 1
-    return conv
 
 
 class FoldedAttention(nn.Module):

@@ -206,3 +206,21 @@ def test_bn_without_running_statistics_is_refused():
     model = EfficientViT(TINY, norm_cfg=dict(type='BN', track_running_stats=False)).eval()
     with pytest.raises(ConfigError, match='track_running_stats'):
         deploy(model)
+
+
+@torch.no_grad()
+def test_shared_layers_are_folded_once():
+    block = randomize(EfficientViT(TINY)).eval().stages[0].blocks[0]
+    model = nn.Sequential(block, nn.Sequential(block)).eval()
+    x = torch.randn(1, 16, 9, 10)
+    expected = model(x)
+    assert relative_error([deploy(model)(x)], [expected]) < 1e-5
+
+
+def test_nothing_changes_before_every_bn_is_checked():
+    model = randomize(EfficientViT(TINY)).eval()
+    before = copy.deepcopy(model.state_dict())
+    model.stages[-1].blocks[0].ffn1.expand.norm.train()
+    with pytest.raises(ConfigError, match=r'ffn1.expand.norm is in training mode'):
+        deploy(model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
