@@ -188,7 +188,8 @@ class TestRunning:
 
 
 class TestOpenMMLabsScripts:
-    @pytest.mark.parametrize('base', [DETECTOR, SEGMENTOR])
+    @pytest.mark.parametrize('base', [
+        DETECTOR, pytest.param(SEGMENTOR, marks=pytest.mark.slow)])
     def test_browse_dataset(self, base, config, run_script, tmp_path):
         run_script('browse_dataset.py', config(base), '--output-dir', tmp_path / 'drawn',
                    '--not-show')

@@ -18,7 +18,8 @@ CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('upernet_', 'semantic_fpn_')))
 # The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
-    f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm5'))) for path in CONFIGS]
+    f'_{arch}_ade' in path.stem for arch in ('m1', 'm2', 'm3', 'm4', 'm5')))
+             for path in CONFIGS]
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
 NUM_CLASSES = 150
 

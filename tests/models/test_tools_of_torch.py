@@ -105,12 +105,11 @@ def test_onnx(model, size, dynamo, tmp_path):
         assert relative_error(map(torch.from_numpy, outputs), model(image)) < 1e-5
 
 
-@pytest.mark.parametrize('with_gradients', [True, False])
-def test_torch_export_with_bounded_sizes(model, with_gradients):
+def test_torch_export_with_bounded_sizes(model):
     """From 449 pixels on, every stage has two windows a side or more; torch specializes on one."""
     sizes = {0: Dim('batch', min=1, max=8), 2: Dim('height', min=449, max=1344),
              3: Dim('width', min=449, max=1344)}
-    with torch.set_grad_enabled(with_gradients), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch about its own pytree
         program = torch.export.export(model, (torch.randn(2, 3, 640, 704),),
                                       dynamic_shapes=(sizes,))

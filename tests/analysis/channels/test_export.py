@@ -44,7 +44,8 @@ def test_exported_architecture_has_the_target_macs(name, shape, budget):
                    ffn_ratio=model.arch.ffn_ratio) == model.arch
 
 
-@pytest.mark.parametrize(('name', 'shape'), [('m0', (192, 192)), ('m4', (256, 256))])
+@pytest.mark.parametrize(('name', 'shape'), [
+    ('m0', (192, 192)), pytest.param('m4', (256, 256), marks=pytest.mark.slow)])
 @pytest.mark.parametrize('budget', [0.66, 0.8])
 def test_one_sided_removals_have_the_target_macs(name, shape, budget):
     """Others compensate for stages and kinds that keep less than the narrowest width."""
