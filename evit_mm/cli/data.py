@@ -61,5 +61,5 @@ def _generate_shapes(args: argparse.Namespace) -> None:
             print(f'  {split}: {count} images'
                   + ('' if annotations is None else f', {annotations} annotations'))
         print(f'  classes: {", ".join(dataset.classes)}')
-        print(f'  next: tools/train.py configs/{_CONFIGS[layout]}.py '
+        print(f'  next: evit-mm train {_CONFIGS[layout]} '
               f'--data-root {shlex.quote(str(root))}')

@@ -28,7 +28,7 @@ def test_both_layouts_from_another_folder(tmp_path, repository, monkeypatch, cap
         config = f'configs/{model}_evit_m0_shapes.py'
         assert (repository / config).is_file()
         assert f'{layout}: {root} (generated)\n' in printed.out
-        assert f'next: tools/train.py {config} --data-root {root}\n' in printed.out
+        assert f'next: evit-mm train {model}_evit_m0_shapes --data-root {root}\n' in printed.out
     for text in ('train: 3 images, ', 'train: 3 images\n', 'val: 1 images', 'triangle', 'sky'):
         assert text in printed.out
     assert '100%' in printed.err  # the progress bar
