@@ -228,7 +228,7 @@ def test_mistakes_reach_the_exit_status(script, repository, tmp_path):
     ({'optim_wrapper.optimizer.type': 'AdamWW'}, ['config can\'t be used as it is']),
     ({'optim_wrapper.optimizer.lrr': 1}, ['lrr']),
     ({'param_scheduler.0.type': 'LinLR'}, ['LinLR']),
-    (dict(train_dataloader=5), ['train']),
+    (dict(train_dataloader=5), ["the train dataset can't be read: TypeError"]),
     ({'val_evaluator.metric': 'box'}, ['box'])], ids=str)
 def test_mistakes_in_training(options, fragments, mistake, config_file, shapes, tmp_path):
     (tmp_path / 'FILE').write_text('')

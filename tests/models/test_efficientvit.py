@@ -39,16 +39,14 @@ def test_recorded_outputs(arch, golden):
             step = feature.shape[1] // some.shape[1]
             assert feature.shape == tuple(recorded[f'{size}_level{level}_shape']) or \
                 feature.shape[:3] == tuple(recorded[f'{size}_level{level}_shape'])[:3]
+            # M5's filled weights amplify rounding: its recording is 4e-4 away from the float64
+            # result. With the recording's CPU and threads we have its very bits; two results that
+            # are each so far from the exact one are up to twice as far from each other.
             distance = map_error(exact[level][:, ::step][:, :some.shape[1]], some)
-            if arch == 'm5':
-                # Its filled weights amplify rounding: the recording is 4e-4 away from the float64
-                # result. With the recording's CPU and threads we have its very bits; with others,
-                # a float32 result is about as far away as the recording.
-                assert distance < 1e-3 and map_error(feature, exact[level]) < 1e-3
-            else:
-                assert distance < 1e-5
-                assert map_error(feature[:, ::step][:, :some.shape[1]], some) < 1e-5
-            assert map_error(feature.mean((2, 3)), mean) < (5e-5 if arch == 'm5' else 1e-5)
+            assert distance < (1e-3 if arch == 'm5' else 1e-5)
+            assert map_error(feature[:, ::step][:, :some.shape[1]], some) < \
+                (max(1e-5, 2 * distance) if arch == 'm5' else 1e-5)
+            assert map_error(feature.mean((2, 3)), mean) < 1e-5
 
 
 @pytest.mark.parametrize('arch,millions', [('m0', 2.3), ('m1', 3.0), ('m2', 4.2), ('m3', 6.9),
