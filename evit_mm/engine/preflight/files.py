@@ -23,7 +23,7 @@ _HOW_TO_GET_DATA = {
                      '(sceneparsing.csail.mit.edu) and pass the unpacked folder as --data-root',
 }
 _FALLBACK = 'pass the folder of the dataset as --data-root, or set data_root in the config'
-_GENERATE = 'tools/prepare_data.py shapes generates a small dataset to experiment with'
+_GENERATE = 'evit-mm data shapes generates a small dataset to experiment with'
 
 
 def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,

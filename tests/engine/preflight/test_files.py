@@ -22,7 +22,7 @@ def fails(config, *fragments, error=UserError):
 def test_missing_data_says_how_to_get_it(config, copy):
     shutil.rmtree(copy / 'train2017')
     fails(config, f'no such folder: {copy}/train2017', 'cocodataset.org', '--data-root',
-          'prepare_data.py')
+          'evit-mm data shapes')
     (copy / 'train2017').mkdir()
     fails(config, 'is empty')
     (copy / 'annotations' / 'instances_train2017.json').unlink()
