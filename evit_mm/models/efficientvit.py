@@ -139,11 +139,11 @@ class Downsample(nn.Module):
         super().__init__()
         self.has_ffns = hidden_dims is not None
         if hidden_dims:
-            self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg, zero_init=True)
+            self.dw_conv1 = DepthwiseConvNorm(in_channels, norm_cfg=norm_cfg)
             self.ffn1 = FeedForward(in_channels, hidden_dims[0], norm_cfg=norm_cfg)
         self.merging = PatchMerging(in_channels, out_channels, norm_cfg=norm_cfg)
         if hidden_dims:
-            self.dw_conv2 = DepthwiseConvNorm(out_channels, norm_cfg=norm_cfg, zero_init=True)
+            self.dw_conv2 = DepthwiseConvNorm(out_channels, norm_cfg=norm_cfg)
             self.ffn2 = FeedForward(out_channels, hidden_dims[1], norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class EfficientViTFPN(BaseModule):
         in_strides: Strides of the input maps, finest first; by default 16, 32, ...
         norm_cfg: Normalisation of all convolutions; none as published.
         act_cfg: Activation of all convolutions; none as published.
-        init_cfg: As in mmengine.
+        init_cfg: As in mmengine. By default the weights of convolutions start Xavier-uniform, those
+            of transposed convolutions from MSRA's normal distribution, and biases at 0.
 
     Attributes:
         out_strides (tuple[int]): Stride of each output, finest first.
@@ -50,8 +51,10 @@ class EfficientViTFPN(BaseModule):
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg=init_cfg or dict(
-            type='Xavier', layer=['Conv2d', 'ConvTranspose2d'], distribution='uniform'))
+        super().__init__(init_cfg=init_cfg or [
+            dict(type='Xavier', layer='Conv2d', distribution='uniform'),
+            # As the reference leaves them: MSRA, normal, by fan-out.
+            dict(type='Kaiming', layer='ConvTranspose2d')])
         if not isinstance(in_channels, list | tuple):
             raise ConfigError(f'EfficientViTFPN: in_channels={in_channels!r} must be a list, one '
                               'number per input map')

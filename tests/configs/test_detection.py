@@ -67,9 +67,6 @@ def test_config_builds_learns_and_predicts(path):
             type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
         assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
         assert 'clip_grad' not in config.optim_wrapper
-        warm_up, steps = config.param_scheduler
-        assert (warm_up.start_factor, warm_up.end) == (0.001, 500)
-        assert (steps.milestones, config.train_cfg.max_epochs) == ([8, 11], 12)
         assert config.train_dataloader.batch_size == 2
         assert config.auto_scale_lr.base_batch_size == 16
         assert config.train_dataloader.dataset.pipeline[2].scale == (1333, 800)

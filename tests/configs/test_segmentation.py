@@ -101,6 +101,27 @@ def test_ade20k_config_states_its_protocol(path):
     assert (optimizer.type, optimizer.weight_decay) == ('AdamW', decay)
 
 
+@pytest.mark.parametrize('arch', ['m4', 'm5'])
+def test_wide_semantic_fpn_is_that_of_the_papers(arch):
+    """The neck and head of mmseg's base, on one level more, with the papers' schedule."""
+    config = Config.fromfile(FOLDER / f'semantic_fpn_evit_{arch}_wide_ade20k.py')
+    base = Config.fromfile(FOLDER / f'semantic_fpn_evit_{arch}_ade20k.py')
+    assert (config.model.neck.type, config.model.neck.out_channels) == ('FPN', 256)
+    assert config.model.decode_head.feature_strides == [4, 8, 16, 32, 64]
+    assert config.model.decode_head.channels == 128
+    (schedule,) = config.param_scheduler
+    assert (schedule.type, schedule.power, schedule.eta_min) == ('PolyLR', 0.9, 1e-6)
+    assert config.optim_wrapper == base.optim_wrapper
+    assert config.optim_wrapper.optimizer.lr == 2e-4
+    _, model = build(FOLDER / f'semantic_fpn_evit_{arch}_wide_ade20k.py')
+    model.eval()
+    with torch.no_grad():
+        maps = model.neck(model.backbone(torch.zeros(1, 3, 128, 96)))
+        assert [tuple(x.shape[1:]) for x in maps] == [
+            (256, 32, 24), (256, 16, 12), (256, 8, 6), (256, 4, 3), (256, 2, 2)]
+        assert model.decode_head(maps).shape == (1, NUM_CLASSES, 32, 24)
+
+
 @pytest.mark.parametrize('arch', ARCHS)
 @pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
 def test_the_heads_cost_is_limited(name, arch):
