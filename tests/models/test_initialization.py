@@ -95,9 +95,9 @@ def test_published_detectors_from_scratch(detector, repository):
     if detector == 'mask_rcnn':
         assert_normal('rpn', heads['rpn_head.rpn_conv.weight'], 0.01)
         return
-    for name in [f'bbox_head.{tower}_convs.{i}.conv.weight' for tower in ('cls', 'reg')
-                 for i in range(4)] + ['bbox_head.retina_cls.weight', 'bbox_head.retina_reg.weight']:
-        assert_normal(name, heads[name], 0.01)
+    towers = [f'{tower}_convs.{i}.conv' for tower in ('cls', 'reg') for i in range(4)]
+    for layer in [*towers, 'retina_cls', 'retina_reg']:
+        assert_normal(layer, heads[f'bbox_head.{layer}.weight'], 0.01)
     # The prior of the focal loss: every class starts with a probability of 0.01.
     assert torch.allclose(heads['bbox_head.retina_cls.bias'],
                           torch.tensor(-math.log(0.99 / 0.01)))
