@@ -15,6 +15,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) ->
     parser.add_argument('--ignore-unknown-categories', action='store_true',
                         help='accept annotation files with categories that the config does not '
                         'have')
+    parser.add_argument('--skip-invalid-objects', action='store_true',
+                        help='go on without the objects of annotation files that can\'t be used')
     parser.add_argument('--seed', type=int, help='seed of all random numbers')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='change values of the config, such as '

@@ -39,4 +39,5 @@ def run(args: argparse.Namespace) -> None:
          out=args.out, show_dir=args.show_dir, tta=args.tta, fast=args.fast, deploy=args.deploy,
          channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
          cfg_options=args.cfg_options, ignore_unknown_categories=args.ignore_unknown_categories,
+         skip_invalid_objects=args.skip_invalid_objects,
          launcher=args.launcher)

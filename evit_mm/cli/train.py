@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, work_dir_help='folder of logs and checkpoints')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='PATH',
                         help='resume from PATH, or from the latest checkpoint of the work dir')
+    parser.add_argument('--new-schedule', action='store_true',
+                        help='resume with the learning rate and schedule of the config instead of '
+                        'those of the checkpoint')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
@@ -33,7 +36,8 @@ def run(args: argparse.Namespace) -> None:
     from ..engine import train
 
     train(args.config, work_dir=args.work_dir, data_root=args.data_root, resume=args.resume,
-          from_scratch=args.from_scratch, amp=args.amp, bf16=args.bf16,
-          channels_last=args.channels_last, compile=args.compile,
+          new_schedule=args.new_schedule, from_scratch=args.from_scratch, amp=args.amp,
+          bf16=args.bf16, channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
-          ignore_unknown_categories=args.ignore_unknown_categories, launcher=args.launcher)
+          ignore_unknown_categories=args.ignore_unknown_categories,
+          skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

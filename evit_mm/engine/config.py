@@ -1,6 +1,7 @@
 """Find and read a config, and apply the options of a run to it."""
 
 import difflib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from ..errors import ConfigError, UserError, one_line
 from ..models import EfficientViT
@@ -21,6 +23,10 @@ __all__ = ['add_test_time_augmentation', 'draw_predictions', 'find_config', 'lea
 
 Edit = Callable[[Any], Any]
 _PARTS = ('dataloader', 'evaluator')
+# Top-level keys that mmengine reads, whether a config has them or not.
+_RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) | {
+    'auto_scale_lr', 'custom_imports', 'env_cfg', 'log_level', 'runner_type', 'sync_bn',
+    'tta_model', 'tta_pipeline'}
 _PACKAGE = Path(__file__).resolve().parents[1]
 # mmengine's place for the configs of an installed package, and the one in a checkout.
 _CONFIG_FOLDERS = (_PACKAGE / '.mim' / 'configs', _PACKAGE.parent / 'configs')
@@ -78,6 +84,11 @@ def load_config(config: str | os.PathLike[str] | Config,
         except Exception as error:  # a config is Python: anything can go wrong in it
             raise ConfigError(f'{name} can\'t be read as a config: {one_line(error)}') from error
     for key in options or {}:
+        if '.' not in key and key not in loaded and key not in _RUNNER_KEYS:
+            similar = [path for path in _paths(loaded) if path.rpartition('.')[2] == key]
+            raise ConfigError(
+                f'--cfg-options {key}: {name} has nothing of that name, so that it would have no '
+                'effect' + (f'; did you mean {" or ".join(similar[:4])}?' if similar else ''))
         if not _has_parent(loaded, key):
             print_log(f'--cfg-options {key}: the config has no such key, so this adds one; is it '
                       'spelt right?', logger='current', level=logging.WARNING)
@@ -251,6 +262,16 @@ def _edited(part: Any, edit: Edit) -> Any:
     if isinstance(part, list | tuple):
         return type(part)(_edited(value, edit) for value in part)
     return edit(part)
+
+
+def _paths(part: Any, path: str = '') -> Iterator[str]:
+    """Yield the dotted keys of all values in a config."""
+    items: Any = part.items() if isinstance(part, Mapping | Config) else \
+        enumerate(part) if isinstance(part, list | tuple) else ()
+    for key, value in items:
+        inner = f'{path}.{key}' if path else str(key)
+        yield inner
+        yield from _paths(value, inner)
 
 
 def _has_parent(config: Any, key: str) -> bool:

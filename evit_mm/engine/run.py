@@ -1,5 +1,6 @@
 """Train and test a config: edit it, check everything, then start mmengine's runner."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,9 +9,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..data.loading import check_images_while_loading
 from ..deployment.memory import keep_freed_memory
 from ..errors import ConfigError, UserError, translate_errors
 from . import config as configure
@@ -19,6 +22,7 @@ from .console import ConciseRunner
 from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
 from .hooks.first_iteration import FirstIterationHook
 from .hooks.preflight import PreflightHook
+from .hooks.resumed_schedule import ResumedScheduleHook
 from .hooks.summary import SummaryHook
 from .initial_checkpoint import release_checkpoint
 from .launch import prepare_processes
@@ -32,10 +36,12 @@ _Path = str | os.PathLike[str]
 
 def train(config: _Path | Config, *, work_dir: _Path | None = None,
           data_root: _Path | None = None, resume: _Path | bool | None = None,
-          from_scratch: bool = False, amp: bool = False, bf16: bool = False,
-          channels_last: bool | None = None, compile: bool = False, auto_scale_lr: bool = False,
-          seed: int | None = None, cfg_options: Mapping[str, Any] | None = None,
-          ignore_unknown_categories: bool = False, launcher: str = 'none') -> Path:
+          new_schedule: bool = False, from_scratch: bool = False, amp: bool = False,
+          bf16: bool = False, channels_last: bool | None = None, compile: bool = False,
+          auto_scale_lr: bool = False, seed: int | None = None,
+          cfg_options: Mapping[str, Any] | None = None,
+          ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
+          launcher: str = 'none') -> Path:
     """Train a detector or segmentor.
 
     Args:
@@ -44,6 +50,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         work_dir: Folder of logs and checkpoints; the config's, or ``work_dirs/NAME``, by default.
         data_root: Folder that replaces the ``data_root`` of every dataset and evaluator.
         resume: Checkpoint to resume from; True or ``'auto'`` for the latest one in the work dir.
+        new_schedule: Resume with the learning rate and schedule of the config instead of those of
+            the checkpoint.
         from_scratch: Start from random weights, and let BN learn its statistics.
         amp: Train with mmengine's automatic mixed precision; needs a CUDA GPU.
         bf16: Compute in bfloat16 by autocast, on CPU or GPU.
@@ -55,6 +63,7 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         cfg_options: Values to change in the config, by dotted key.
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
+        skip_invalid_objects: Go on without the objects of annotation files that can't be used.
         launcher: What started the processes: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Returns:
@@ -92,8 +101,16 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         if _set_starting_point(config, resume):
             configure.without_pretrained_weights(config)
             resume_at_once(config)
+        elif resume:
+            print_log(f'nothing to resume from in {config.work_dir}: the training starts anew',
+                      logger='current', level=logging.WARNING)
+        elif new_schedule:
+            raise UserError('--new-schedule changes how a run is resumed: pass it with --resume')
         splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
-        runner = _build_runner(config, ignore_unknown_categories, splits)
+        runner = _build_runner(config, splits,
+                               ignore_unknown_categories=ignore_unknown_categories,
+                               skip_invalid_objects=skip_invalid_objects)
+        runner.register_hook(ResumedScheduleHook(use_config=new_schedule))
         model = plain_model(runner.model)
         if channels_last is None and not parts(model, 'backbone'):
             acceleration = replace(acceleration, channels_last=False)
@@ -108,7 +125,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
          tta: bool = False, fast: bool = False, deploy: bool = False, channels_last: bool = False,
          compile: bool = False, bf16: bool = False, seed: int | None = None,
          cfg_options: Mapping[str, Any] | None = None, ignore_unknown_categories: bool = False,
-         launcher: str = 'none') -> dict[str, float]:
+         skip_invalid_objects: bool = False, launcher: str = 'none') -> dict[str, float]:
     """Test a checkpoint on the test data of a config.
 
     Args:
@@ -127,6 +144,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         seed: As in `train`.
         cfg_options: As in `train`.
         ignore_unknown_categories: As in `train`.
+        skip_invalid_objects: As in `train`.
         launcher: As in `train`.
 
     Returns:
@@ -155,7 +173,9 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
             configure.add_test_time_augmentation(config)
         if out:
             _store_predictions(config, Path(out).expanduser())
-        runner = _build_runner(config, ignore_unknown_categories, ['test'])
+        runner = _build_runner(config, ['test'],
+                               ignore_unknown_categories=ignore_unknown_categories,
+                               skip_invalid_objects=skip_invalid_objects)
         _accelerate(runner, acceleration)
     return _run(runner, runner.test)
 
@@ -215,13 +235,20 @@ def _set_starting_point(config: Config, resume: _Path | bool | None) -> bool:
                                           or find_latest_checkpoint(config.work_dir)))
 
 
-def _build_runner(config: Config, ignore_unknown_categories: bool, splits: list[str]) -> Runner:
-    """Build a runner, with everything checked that its run over ``splits`` uses."""
-    checks = _take_preflight(config, ignore_unknown_categories)
-    checks.check_config(config, splits)
+def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runner:
+    """Build a runner, with everything checked that its run over ``splits`` uses.
+
+    Args:
+        config: A whole config.
+        splits: As in `PreflightHook.check`.
+        **tolerated: Arguments of `PreflightHook` that let a run go on.
+    """
+    checks = _take_preflight(config, tolerated)
+    checks.check_config(config, splits, repaired=Path(config.work_dir) / 'annotations')
     scope = config.get('default_scope')
     types = [str(dataset.get('type')) for split in splits
              for dataset in configure.leaf_datasets(config[f'{split}_dataloader'])]
+    check_images_while_loading(config)
     if scope == 'mmseg' or any('mmseg.' in kind for kind in types):
         from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
 
@@ -232,24 +259,23 @@ def _build_runner(config: Config, ignore_unknown_categories: bool, splits: list[
     return runner
 
 
-def _take_preflight(config: Config, ignore_unknown_categories: bool) -> PreflightHook:
+def _take_preflight(config: Config, tolerated: Mapping[str, bool]) -> PreflightHook:
     """Build the hook that checks a run, and take it out of the config's own hooks.
 
     A config may name it, with arguments, for tools that don't add it themselves.
     """
+    tolerated = {name: True for name, value in tolerated.items() if value}
     hooks = list(config.get('custom_hooks') or [])
     named = [hook for hook in hooks if _is_preflight(hook)]
     config.custom_hooks = [hook for hook in hooks if not _is_preflight(hook)]
     if named and not isinstance(named[0], Mapping):
         checks: PreflightHook = named[0]
-        if ignore_unknown_categories:
-            checks.ignore_unknown_categories = True
+        for name in tolerated:
+            setattr(checks, name, True)
         return checks
     arguments = {key: value for key, value in (named[0] if named else {}).items()
                  if key not in ('type', 'priority')}
-    if ignore_unknown_categories:
-        arguments['ignore_unknown_categories'] = True
-    return PreflightHook(**arguments)
+    return PreflightHook(**{**arguments, **tolerated})
 
 
 def _is_preflight(hook: Any) -> bool:

@@ -1,6 +1,7 @@
 """Checks of `evit_mm.engine.preflight` in any runner."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -41,12 +42,16 @@ class PreflightHook(Hook):
             have.
         check_model: Run a model on our backbone once, on a blank image, to see whether backbone,
             neck and heads fit together.
+        skip_invalid_objects: Train and evaluate without the objects of COCO files that can't be
+            used.
     """
 
     priority = 'HIGHEST'  # before other hooks work with what is checked
 
-    def __init__(self, ignore_unknown_categories: bool = False, check_model: bool = True) -> None:
+    def __init__(self, ignore_unknown_categories: bool = False, check_model: bool = True,
+                 skip_invalid_objects: bool = False) -> None:
         self.ignore_unknown_categories = ignore_unknown_categories
+        self.skip_invalid_objects = skip_invalid_objects
         self._check_model = check_model
         self._checked: set[tuple[str, str]] = set()
 
@@ -64,13 +69,16 @@ class PreflightHook(Hook):
         """Release the checkpoint, in case that the runner did not load it."""
         release_checkpoint()
 
-    def check_config(self, config: Config, splits: Sequence[str]) -> None:
-        """Check that the files which a config names exist; this needs no runner.
+    def check_config(self, config: Config, splits: Sequence[str],
+                     repaired: Path | None = None) -> None:
+        """Check the files that a config names; this needs no runner.
 
         Args:
-            config: A whole config.
+            config: A whole config. Annotation files that were repaired are replaced in it.
             splits: Those of ``'train'``, ``'val'`` and ``'test'`` that the run uses. Each is
                 checked once.
+            repaired: Folder for repaired copies of annotation files; None raises an error where
+                one is needed, for a runner that has built its datasets already.
 
         Raises:
             UserError: If a mistake is found.
@@ -80,6 +88,8 @@ class PreflightHook(Hook):
             if isinstance(dataloader, Mapping):
                 preflight.check_files(dataloader, self.ignore_unknown_categories,
                                       scope=config.get('default_scope'))
+                preflight.check_annotations(config, split, repaired=repaired,
+                                            skip_invalid=self.skip_invalid_objects)
 
     def check(self, runner: Any, splits: Sequence[str]) -> None:
         """Check everything that a runner uses for some splits; it builds their datasets.
@@ -115,8 +125,10 @@ class PreflightHook(Hook):
         source, resumes = initial_checkpoint(runner)
         if source and not runner._has_loaded and self._unchecked('checkpoint', [source]):
             purpose = 'resume' if resumes else 'finetune' if training else 'test'
-            preflight.check_checkpoint(plain_model(runner.model), source,
-                                       purpose=purpose)
+            complete = preflight.check_checkpoint(plain_model(runner.model), source,
+                                                  purpose=purpose)
+            for backbone in complete:
+                backbone.init_cfg = None  # the weights that it names would be overwritten
 
     def _unchecked(self, kind: str, names: Sequence[str]) -> list[str]:
         """Return the names that were not checked in this respect yet, and mark them as checked."""

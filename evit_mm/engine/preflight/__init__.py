@@ -1,11 +1,12 @@
 """Find a user's mistakes before training or testing starts, and report each in one sentence.
 
-`files` checks the files that a config names, before anything is built; `categories` COCO's
-annotation files; `datasets` built datasets; `labels` label maps; `batch` the size of a training
-batch and the norms that it passes; `checkpoint` weights. `evit_mm.engine.hooks.preflight` calls
-them all.
+`files` checks the files that a config names, before anything is built; `categories` and
+`annotations` COCO's annotation files; `datasets` built datasets; `labels` label maps; `batch` the
+size of a training batch and the norms that it passes; `checkpoint` weights.
+`evit_mm.engine.hooks.preflight` calls them all.
 """
 
+from .annotations import check_annotations
 from .batch import (
     check_norms,
     check_synced_norms,
@@ -18,6 +19,6 @@ from .datasets import built_dataset, check_classes
 from .files import check_files
 from .labels import check_label_maps, ignored_label
 
-__all__ = ['built_dataset', 'check_checkpoint', 'check_classes', 'check_files', 'check_label_maps',
-           'check_norms', 'check_synced_norms', 'describe_batch_size', 'explain_norms',
-           'ignored_label', 'warn_of_batch_size']
+__all__ = ['built_dataset', 'check_annotations', 'check_checkpoint', 'check_classes', 'check_files',
+           'check_label_maps', 'check_norms', 'check_synced_norms', 'describe_batch_size',
+           'explain_norms', 'ignored_label', 'warn_of_batch_size']

@@ -14,7 +14,7 @@ from ..initial_checkpoint import read_checkpoint
 __all__ = ['check_checkpoint']
 
 
-def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
+def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> list[EfficientViT]:
     """Check that a checkpoint belongs to a model, before the model loads it.
 
     The next reader of the same source receives what this function has read.
@@ -24,6 +24,9 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
         source: File, address or name of the checkpoint.
         purpose: ``'test'`` and ``'resume'`` need every tensor; ``'finetune'`` accepts differences
             outside the backbone, and logs them.
+
+    Returns:
+        list: The backbones of which the checkpoint has all weights.
 
     Raises:
         CheckpointError: If it can't be read, belongs to another model, or can't be resumed from.
@@ -37,9 +40,13 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
                                   f'{", ".join(lacking)}: it holds weights only; start from them '
                                   f'with --cfg-options load_from={source}')
     expected = model.state_dict()
+    complete = []
     for path, module in model.named_modules():
         if isinstance(module, EfficientViT):
-            state = _checked_backbone(module, f'{path}.' if path else '', state, source, purpose)
+            prefix = f'{path}.' if path else ''
+            if any(key.startswith(prefix) for key in state):
+                complete.append(module)  # in full, or the next line raises an error
+            state = _checked_backbone(module, prefix, state, source, purpose)
     differences = _differences(state, expected)
     if differences and purpose != 'finetune':
         raise CheckpointError(
@@ -50,6 +57,7 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> None:
     if differences:
         print_log(f'{source} fits only in part, the rest keeps its initial weights: {differences}',
                   logger='current', level=logging.WARNING)
+    return complete
 
 
 def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tensor], source: str,

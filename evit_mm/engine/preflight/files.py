@@ -13,7 +13,7 @@ from ...errors import UserError
 from ..config import leaf_datasets
 from .categories import check_categories
 
-__all__ = ['check_files', 'is_local', 'segmentation_base']
+__all__ = ['check_files', 'coco_classes', 'is_local', 'is_remote', 'segmentation_base']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -40,7 +40,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
         ConfigError: If the categories of a COCO file are not the config's classes.
     """
     for dataset in leaf_datasets(dataloader):
-        if _is_remote(dataset):
+        if is_remote(dataset):
             continue  # mmengine's storage backend reports missing files
         kind = _class_of(dataset, scope)
         name = kind.__name__ if kind else str(dataset.get('type'))
@@ -54,7 +54,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
         if annotations and not (root / annotations).is_file() and not (
                 segmentation and (root / annotations).is_dir()):
             raise UserError(f'no such file: {root / annotations}; {fix}')
-        classes = _coco_classes(kind, dataset) if annotations else None
+        classes = coco_classes(dataset, scope) if annotations else None
         if classes:
             check_categories(root / annotations, classes, ignore_unknown_categories)
         for key, prefix in (dataset.get('data_prefix') or {}).items():
@@ -129,7 +129,7 @@ def _loads_labels(pipeline: Any) -> bool:
     return isinstance(pipeline, list | tuple) and any(_loads_labels(step) for step in pipeline)
 
 
-def _is_remote(dataset: Mapping[str, Any]) -> bool:
+def is_remote(dataset: Mapping[str, Any]) -> bool:
     """Return whether a dataset's config reads from storage other than local disks."""
     paths = [dataset.get('data_root'), dataset.get('ann_file'),
              *(dataset.get('data_prefix') or {}).values()]
@@ -156,8 +156,17 @@ def _base(kind: type | None, package: str, name: str) -> Any:
                  and base.__module__.partition('.')[0] == package), None)
 
 
-def _coco_classes(kind: Any, dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return the classes of a dataset whose type reads categories as CocoDataset does."""
+def coco_classes(dataset: Mapping[str, Any], scope: str | None) -> Sequence[str] | None:
+    """Return the classes of a dataset whose type reads a file as MMDetection's CocoDataset does.
+
+    Args:
+        dataset: A dataset's config.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The classes; None for another type, and where neither the type nor the config names any.
+    """
+    kind: Any = _class_of(dataset, scope)
     base = _base(kind, 'mmdet', 'CocoDataset')
     if base is None or kind.load_data_list is not base.load_data_list:
         return None

@@ -1,0 +1,149 @@
+"""Loading of images with checks of their file and size.
+
+OpenCV gives half a picture for a file that was cut off, and turns photographs by EXIF's orientation
+even if their objects were annotated on the pixels as stored. Neither says a word.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import mmcv
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
+
+from ..errors import UserError
+
+__all__ = ['CheckedLoadImage', 'check_images_while_loading']
+
+# With its module, so that other tools can use the config that a run saves in its work dir.
+_CHECKED_TYPE = f'{__name__}.CheckedLoadImage'
+# In the compressed pixels of a JPEG file, 0xFF stands before 0 or the number of a restart.
+_JPEG_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
+
+
+@TRANSFORMS.register_module()
+class CheckedLoadImage(LoadImageFromFile):
+    """LoadImageFromFile of mmcv that raises an error for a wrong image.
+
+    An image is wrong if it can't be read or decoded, was cut off, or has another size than its
+    dataset says. Where only the image as stored has that size, EXIF's orientation is ignored: its
+    objects were annotated so. Other images are loaded exactly as by LoadImageFromFile.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Add ``img`` (H, W, C), ``img_shape`` and ``ori_shape``.
+
+        Raises:
+            UserError: If the image is wrong; names the file.
+        """
+        path = results['img_path']
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except OSError as error:
+            if self.ignore_empty:
+                return None
+            raise UserError(f'can\'t read the image {path}: {error.strerror or error}') from error
+        if _is_cut_off(content):
+            raise UserError(f'the image {path} was cut off: its file ends too early; copy it '
+                            'again, or remove it from the dataset')
+        image = self._decode(content, path, self.color_type)
+        size = _annotated_size(results)
+        if size and image.shape[:2] != size and image.shape[1::-1] == size \
+                and 'ignore_orientation' not in self.color_type:
+            flag = {'color': 'color_ignore_orientation',
+                    'grayscale': 'grayscale_ignore_orientation'}.get(self.color_type)
+            if flag and self.imdecode_backend in (None, 'cv2', 'pillow'):
+                image = self._decode(content, path, flag)
+        if size and image.shape[:2] != size:
+            raise UserError(
+                f'the image {path} is {image.shape[1]}x{image.shape[0]} (width x height), but its '
+                f'annotations are for {size[1]}x{size[0]}: correct width and height in the '
+                'annotation file, or use the image that was annotated')
+        results['img'] = image.astype('float32') if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _decode(self, content: bytes, path: str, flag: str) -> Any:
+        reason = 'it is empty' if not content else f'{self.imdecode_backend} can\'t decode it'
+        if content:
+            try:
+                image = mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
+                if image is not None:
+                    return image
+            except Exception as error:  # each decoder has errors of its own
+                # Pillow's message ends with the address of a buffer in memory.
+                reason = ' '.join(str(error).partition(' <')[0].split()) or type(error).__name__
+        raise UserError(f'the image {path} can\'t be decoded ({reason}): replace it, or remove it '
+                        'from the dataset')
+
+
+def check_images_while_loading(config: Config) -> None:
+    """Replace LoadImageFromFile in all datasets of a config by the checked one.
+
+    Other loaders are left as they are, and so are those that read from ``file_client_args``.
+
+    Args:
+        config: The whole config, changed in place.
+    """
+    replaced = 0
+    for split in ('train', 'val', 'test'):
+        for step in _mappings(config.get(f'{split}_dataloader')):
+            kind = step.get('type')
+            if (kind is LoadImageFromFile or isinstance(kind, str)
+                    and kind.rpartition('.')[2] == 'LoadImageFromFile') \
+                    and not step.get('file_client_args'):
+                step['type'] = _CHECKED_TYPE
+                replaced += 1
+    print_log(f'{replaced} transforms check the images that they load', logger='current',
+              level=logging.DEBUG)
+
+
+def _mappings(part: Any) -> Iterator[MutableMapping[str, Any]]:
+    if isinstance(part, MutableMapping):
+        yield part
+        for value in part.values():
+            yield from _mappings(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _mappings(value)
+
+
+def _annotated_size(results: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width that the dataset gives for an image, if it does."""
+    height, width = results.get('height'), results.get('width')
+    return (height, width) if height and width else None
+
+
+def _is_cut_off(content: bytes) -> bool:
+    """Return whether a JPEG or PNG file ends before its last pixel; others have no end mark."""
+    if content.startswith(b'\xff\xd8'):
+        return _lacks_end_of_jpeg(content)
+    if content.startswith(b'\x89PNG'):
+        return _lacks_end_of_png(content)
+    return False
+
+
+def _lacks_end_of_jpeg(content: bytes) -> bool:
+    position = 2
+    # What follows the end, such as the video of a motion photo, is not looked at.
+    while marker := _JPEG_MARKER.search(content, position):
+        if marker.group() == b'\xff\xd9':
+            return False
+        length = content[marker.end():marker.end() + 2]
+        position = marker.end() + int.from_bytes(length, 'big')
+    return True
+
+
+def _lacks_end_of_png(content: bytes) -> bool:
+    position = 8
+    while position + 8 <= len(content):
+        if content[position + 4:position + 8] == b'IEND':
+            return False
+        length = int.from_bytes(content[position:position + 4], 'big')
+        position += length + 12  # with length, type and checksum
+    return True
