@@ -98,14 +98,14 @@ def read_coco(path: Path) -> dict[str, Any]:
 
 
 def check_coco(path: Path, *, headers: Mapping[str, ImageHeader] | None = None,
-               ignored_categories: Sequence[str] = (), needs_masks: bool = False,
+               classes: Sequence[str] | None = None, needs_masks: bool = False,
                content: dict[str, Any] | None = None) -> CocoCheck:
     """Check a COCO annotation file.
 
     Args:
         path: The file.
         headers: Headers of its images by file name, as far as they were read.
-        ignored_categories: Names of categories that are not used.
+        classes: Names of the categories that are used; None uses all.
         needs_masks: Whether every object needs a mask.
         content: The content, if it has been read already; it is changed.
 
@@ -116,7 +116,7 @@ def check_coco(path: Path, *, headers: Mapping[str, ImageHeader] | None = None,
         UserError: If it is not a COCO annotation file.
     """
     check = CocoCheck(path, read_coco(path) if content is None else content)
-    _Checker(check, headers or {}, frozenset(ignored_categories), needs_masks).run()
+    _Checker(check, headers or {}, classes, needs_masks).run()
     return check
 
 
@@ -124,11 +124,11 @@ class _Checker:
     """One pass over an annotation file; collects faults by kind and reports each kind once."""
 
     def __init__(self, check: CocoCheck, headers: Mapping[str, ImageHeader],
-                 ignored_categories: frozenset[str], needs_masks: bool) -> None:
+                 classes: Sequence[str] | None, needs_masks: bool) -> None:
         self.check = check
         self.path = check.path
         self.headers = headers
-        self.ignored_categories = ignored_categories
+        self.classes = classes
         self.needs_masks = needs_masks
         self.invalid: dict[str, list[str]] = defaultdict(list)
         self.repairs: Counter[str] = Counter()
@@ -140,6 +140,7 @@ class _Checker:
     def run(self) -> None:
         content, check = self.check.content, self.check
         self.categories = self._check_categories(content['categories'])
+        self._drop_repeated_categories()
         self.images = self._check_images(content['images'])
         if check.findings.of(Severity.ERROR):
             return  # no object can be judged
@@ -186,6 +187,31 @@ class _Checker:
             self._error('no categories', 'categories is empty: list an id and a name for each '
                         'class')
         return names
+
+    def _drop_repeated_categories(self) -> None:
+        """Drop categories without objects whose name another one has too, as Roboflow's group has.
+
+        MMDetection would count both as classes.
+        """
+        counts = Counter(self.categories.values())
+        used = {_identifier(entry.get('category_id'))
+                for entry in self.check.content['annotations']}
+        for name, count in counts.items():
+            numbers = [number for number, other in self.categories.items() if other == name]
+            surplus = count - (1 if self.classes is None else list(self.classes).count(name))
+            if count == 1 or surplus <= 0 or self.classes is not None and name not in self.classes:
+                continue
+            unused = [number for number in numbers if number not in used][:surplus]
+            if len(unused) < surplus:
+                self._error('category name', f'the categories {shorten(map(repr, numbers))} are '
+                            f'all called {name!r}: merge them, or give them names of their own')
+                continue
+            for number in unused:
+                del self.categories[number]
+                self.repairs[f'left out a second category {name!r}, which has no object'] += 1
+            self.check.content['categories'] = [
+                category for category in self.check.content['categories']
+                if category['id'] in self.categories]
 
     def _check_images(self, images: list[_Object]) -> dict[Any, _Object]:
         by_id: dict[Any, _Object] = {}
@@ -472,7 +498,7 @@ class _Checker:
         check = self.check
         check.images = len(self.images)
         check.objects = Counter({name: 0 for name in self.categories.values()
-                                 if name not in self.ignored_categories})
+                                 if self._is_used(name)})
         filled = set()
         for entry in objects:
             name = self.categories[entry['category_id']]
@@ -480,7 +506,7 @@ class _Checker:
                 continue  # counted by _report_invalid
             if entry.get('ignore'):
                 check.left_out['marked with "ignore"'] += 1
-            elif name in self.ignored_categories:
+            elif not self._is_used(name):
                 check.left_out['of categories that the config does not have'] += 1
             elif entry['iscrowd']:
                 check.crowds += 1
@@ -493,6 +519,9 @@ class _Checker:
                         + ('all are crowd regions (iscrowd=1)' if check.crowds else
                            'annotations is empty' if not objects else
                            'all belong to categories that the config does not have'))
+
+    def _is_used(self, name: str) -> bool:
+        return self.classes is None or name in self.classes
 
 
 _REASONS = {

@@ -94,12 +94,10 @@ def check_dataset(source: _Source, *, seconds: float | None = None, progress: bo
              if isinstance(image.get('file_name'), str)]
     paths = [os.path.join(source.images, file) for file in files]
     headers = read_headers(paths, seconds=seconds, progress=progress, title=source.path.name)
-    names = [str(category.get('name')) for category in content['categories']]
     return check_coco(
-        source.path, content=content, needs_masks=source.needs_masks,
+        source.path, content=content, classes=source.classes, needs_masks=source.needs_masks,
         headers={file: headers[path] for file, path in zip(files, paths, strict=True)
-                 if path in headers},
-        ignored_categories=[name for name in names if name not in source.classes])
+                 if path in headers})
 
 
 def report(check: CocoCheck, split: str, *, skip_invalid: bool) -> None:

@@ -44,6 +44,8 @@ def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = 
     if absent:
         raise ConfigError(f'the config\'s classes {absent[:5]} are not among the categories of '
                           f'{path}, which would shift the labels of the others; {fix}')
+    if list(dict.fromkeys(names)) == list(classes):
+        return  # `annotations` handles categories of one name
     if names != list(classes):
         raise ConfigError(f'the categories of {path} are in another order than the config\'s '
                           f'classes, which would mix up the labels; {fix}')
