@@ -8,6 +8,7 @@ _base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
 custom_imports = dict(imports=['evit_mm.detection'], allow_failed_imports=False)
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=64),  # the neck needs maps that exactly double
     backbone=dict(
         _delete_=True,
         type='EfficientViT',

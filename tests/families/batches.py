@@ -39,7 +39,7 @@ def detection_batch(num_classes: int, height: int = HEIGHT, width: int = WIDTH, 
             img_id=i, img_path='', img_shape=(height, width), ori_shape=(height, width),
             pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0),
             flip=False, flip_direction=None, border=(0, height, 0, width),
-            homography_matrix=np.eye(3)))
+            homography_matrix=np.eye(3, dtype=np.float32)))
         sample.gt_instances = InstanceData(
             bboxes=HorizontalBoxes(boxes.clone()), labels=torch.tensor([0, num_classes - 1]))
         sample.ignored_instances = InstanceData(

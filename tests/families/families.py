@@ -51,6 +51,8 @@ _CORNERS = Special(
              'bbox_head.num_feat_levels': 1})
 _MANY_QUERIES = Special('a larger image, because the encoder has to have more tokens than queries',
                         size=(256, 256))
+_VIT = Special('the present backbone needs images of its own size',
+               channels=[768] * 4, strides=[16] * 4)
 
 SPECIAL = {
     'mmdet/bytetrack': Special(
@@ -72,6 +74,9 @@ SPECIAL = {
     'mmdet/nas_fcos': Special('torch refuses the eps=0 of the present backbone\'s BN',
                               changes={'backbone.norm_cfg.eps': 1e-5}),
     'mmdet/pvt': _with_name('retinanet_pvtv2-b0_fpn_1x_coco'),
+    'mmdet/queryinst': Special(
+        'boxes are clipped, because those of random weights leave the image',
+        changes={f'roi_head.bbox_head.{i}.bbox_coder.clip_border': True for i in range(6)}),
     'mmdet/rtmdet': _with_name('rtmdet_s_8xb32-300e_coco'),
     'mmdet/soft_teacher': Special('teacher and student have the same backbone',
                                   backbone='detector.backbone'),
@@ -79,24 +84,29 @@ SPECIAL = {
                           'faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval'),
     'mmdet/ssd': Special(
         'the neck passes the backbone\'s maps on, with their channels',
-        changes={'neck.out_channels': [32, 64, 512, 256, 256, 256],
+        changes={'neck.out_channels': (32, 64, 512, 256, 256, 256),
                  'neck.l2_norm_scale': None,
-                 'bbox_head.in_channels': [32, 64, 512, 256, 256, 256]},
+                 'bbox_head.in_channels': (32, 64, 512, 256, 256, 256)},
         size=(300, 300)),
     'mmdet/strongsort': Special('the tracker\'s detector, which is trained on images'),
     'mmdet/timm_example': Special('the present backbone needs mmpretrain',
                                   channels=[256, 512, 1024, 2048], strides=[4, 8, 16, 32]),
     'mmdet/v3det': _MANY_QUERIES,
     'mmdet/yolox': _with_name('yolox_s_8xb8-300e_coco'),
-    'mmseg/beit': Special('the present backbone needs images of its size',
-                          channels=[768] * 4, strides=[16] * 4),
+    'mmseg/beit': _VIT,
     'mmseg/bisenetv1': Special(
-        'the replaced ResNet is inside of the backbone', backbone='backbone.backbone_cfg',
+        'the replaced ResNet is inside of the backbone',
+        'bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024', backbone='backbone.backbone_cfg',
         after={'backbone.context_channels': (128, 64, 128)}),
+    'mmseg/cgnet': Special('a head without convolutions is as wide as its input',
+                           after={'decode_head.channels': 64}),
     'mmseg/convnext': Special('the present backbone needs mmpretrain',
                               channels=[128, 256, 512, 1024], strides=[4, 8, 16, 32]),
     'mmseg/fastfcn': Special('an auxiliary head behind the neck gets the backbone\'s map',
                              adapted=['auxiliary_head']),
+    'mmseg/mae': _VIT,
+    'mmseg/mobilenet_v3': Special('a larger image, because the head pools over 49 pixels of a map',
+                                  size=(800, 800)),
     'mmseg/poolformer': Special('the present backbone needs mmpretrain',
                                 'fpn_poolformer_s12_8xb4-40k_ade20k-512x512',
                                 channels=[64, 128, 320, 512], strides=[4, 8, 16, 32]),
@@ -105,12 +115,14 @@ SPECIAL = {
     'mmseg/stdc': Special(
         'the replaced network is inside of the backbone', backbone='backbone.backbone_cfg',
         after={'backbone.last_in_channels': (128, 64),
-               'backbone.ffm_cfg.in_channels': 32 + 128}),
+               'backbone.ffm_cfg.in_channels': 32 + 128, 'auxiliary_head.2.in_channels': 32}),
     'mmseg/swin': _with_name('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'),
 }
 
 _TRACKER = 'a tracker, which learns from videos'
 _LANGUAGE = 'a model of images and text: needs the package transformers and downloads BERT'
+_BRANCHES = ('the head takes the branches of its own network, and others in training than in '
+             'inference')
 NOT_APPLICABLE = {
     'mmdet/common': 'datasets and schedules without models',
     'mmdet/deepsort': 'a tracker; its detector is that of sort',
@@ -126,8 +138,10 @@ NOT_APPLICABLE = {
     'mmdet/qdtrack': _TRACKER,
     'mmdet/reid': 'no detector: tells whether two pictures show the same person; needs mmpretrain',
     'mmdet/tridentnet': 'the backbone is the model: three branches of a ResNet with shared weights',
+    'mmseg/ddrnet': _BRANCHES,
     'mmseg/dpt': 'the head takes the tokens of a plain ViT, its class token included',
     'mmseg/icnet': 'the backbone takes a ResNet apart, and runs its stages at three image sizes',
+    'mmseg/pidnet': _BRANCHES,
     'mmseg/san': 'a model of images and text: its backbone is CLIP\'s image encoder',
     'mmseg/vpd': 'estimates depth; its backbone is Stable Diffusion',
 }
@@ -136,6 +150,8 @@ NOT_APPLICABLE = {
 FAILURES: dict[str, tuple[str, str]] = {
     'mmdet/lad': ('install sklearn', 'needs the package scikit-learn'),
     'mmdet/paa': ('install sklearn', 'needs the package scikit-learn'),
+    'mmdet/ssd': ('no attribute \'loss_cls\'', 'a mistake of MMDetection with any backbone, its '
+                  'issue 11780'),
     'mmdet/boxinst': ('skimage is not installed', 'needs the package scikit-image'),
 }
 

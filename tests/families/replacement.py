@@ -74,12 +74,16 @@ def maps_of(backbone: dict) -> tuple[list[int], list[int]]:
 
 
 def possible_strides(strides: Sequence[int]) -> list[int]:
-    """Return strides that EfficientViT has: the same ones, or else as many from 4 on.
+    """Return strides that EfficientViT has: the same ones if it can, or else as many others.
 
-    It has one map for each stride, where dilated networks and plain ViTs have several.
+    It has one map for each stride, where dilated networks and plain ViTs have several, and it
+    returns the map of a stage at least.
     """
-    different = set(strides) <= set(STRIDES) and list(strides) == sorted(set(strides))
-    return list(strides) if different else list(STRIDES[:len(strides)])
+    if set(strides) <= set(STRIDES) and list(strides) == sorted(set(strides)) and \
+            strides[-1] >= STAGE_STRIDES[0]:
+        return list(strides)
+    first = max(0, len(STEM_STRIDES) + 1 - len(strides))
+    return list(STRIDES[first:first + len(strides)])
 
 
 def published_neck(fpn: dict, strides: Sequence[int]) -> tuple[list[int], dict | None]:
@@ -121,7 +125,7 @@ def adapt_channels(part: Any, old: list[int], new: list[int], *, is_outermost: b
     for name in ('in_channels', 'c1_in_channels'):
         value = part.get(name)
         if isinstance(value, list | tuple):
-            part[name] = adapted_list(list(value), old, new, index)
+            part[name] = type(value)(adapted_list(list(value), old, new, index))
         elif value in old and name == 'in_channels' and isinstance(index, int):
             part[name] = new[index]
         # Other parts inside have widths of their own.

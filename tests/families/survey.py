@@ -8,22 +8,20 @@ survey that was stopped continues where it was.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import mmdet.models  # noqa: F401
-import mmseg.models  # noqa: F401
 from families.families import FAILURES, NOT_APPLICABLE, PACKAGES, SPECIAL, config_of, families
 from families.trial import STAGES, try_family
 from mmengine.logging import MMLogger
-
-import evit_mm  # noqa: F401  (before mmdet, which needs the operators that it provides)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / 'work_dirs' / 'families.json'
@@ -55,6 +53,8 @@ def main() -> None:
     unknown = set(arguments.families) - set(all_families())
     if unknown:
         parser.error(f'no such family: {", ".join(sorted(unknown))}')
+    for package in PACKAGES:  # once, for all processes
+        importlib.import_module(f'{package}.models')
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for family in arguments.families or all_families():
         if family in NOT_APPLICABLE or (family in results and not arguments.again):
@@ -101,7 +101,7 @@ def _send_outcome(family: str, sender: Connection) -> None:
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the text of docs/families.md for the outcomes of all families."""
-    lines = [INTRODUCTION.format(mmdet=mmdet.__version__, mmseg=mmseg.__version__)]
+    lines = [INTRODUCTION.format(mmdet=version('mmdet'), mmseg=version('mmsegmentation'))]
     for package in PACKAGES:
         names = families(package)
         applicable = [name for name in names if name not in NOT_APPLICABLE]
