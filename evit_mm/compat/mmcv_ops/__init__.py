@@ -30,7 +30,21 @@ import torchvision
 from torch import Tensor
 
 from ...errors import UserError
-from . import attention, deform_conv, focal_loss, masked_conv, nms, roi
+from . import (
+    attention,
+    border_align,
+    carafe,
+    deform_conv,
+    focal_loss,
+    masked_conv,
+    nms,
+    overlaps,
+    precise_roi,
+    psa_mask,
+    roi,
+    sampled_roi,
+    sync_bn,
+)
 
 __all__ = ['MissingOpError', 'install', 'provided_operators']
 
@@ -158,11 +172,8 @@ def get_compiling_cuda_version() -> str:
     return f'not compiled (torch was built for {toolkit})'
 
 
-_OPERATORS: tuple[Callable[..., Any], ...] = (
-    *attention.OPERATORS,
-    *deform_conv.OPERATORS,
-    *focal_loss.OPERATORS,
-    *masked_conv.OPERATORS,
-    *nms.OPERATORS,
-    *roi.OPERATORS,
-)
+_OPERATORS: tuple[Callable[..., Any], ...] = tuple(
+    operator
+    for family in (attention, border_align, carafe, deform_conv, focal_loss, masked_conv, nms,
+                   overlaps, precise_roi, psa_mask, roi, sampled_roi, sync_bn)
+    for operator in family.OPERATORS)

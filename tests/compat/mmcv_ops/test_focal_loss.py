@@ -98,7 +98,7 @@ def test_focal_loss_gradient(device, gamma):
     def loss(x):
         return mmcv_functions.sigmoid_focal_loss(x, target, gamma, .25, weight, 'none')
 
-    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+    assert torch.autograd.gradcheck(loss, logits.requires_grad_(), fast_mode=True)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
@@ -176,3 +176,72 @@ def test_focal_loss_as_mmdet_calls_it(device):
     loss = focal_loss.sigmoid_focal_loss(logits, target, rows, avg_factor=7)
     expected = reference_focal_loss(logits, target, rows, 2., .25).sum() / 7
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3 if COMPILED else 1e-5)
+
+
+# --- softmax focal loss -----------------------------------------------------------------------
+
+
+def reference_softmax_focal_loss(logits, target, weight, gamma, alpha):
+    """Focal loss of exclusive classes, shape (N,)."""
+    logarithm = logits.log_softmax(1).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    loss = -alpha * (1 - logarithm.exp()) ** gamma * logarithm
+    return torch.where(target >= 0, loss if weight is None else loss * weight[target], 0.)
+
+
+def test_softmax_focal_loss_by_hand(device):
+    # p is 1/4 for each class: -1/2 * (3/4)^2 * ln(1/4) = 0.3899, and nothing for the second row.
+    logits = torch.zeros(2, 4, device=device, requires_grad=True)
+    target = torch.tensor([1, -1], device=device)
+    loss = mmcv_functions.softmax_focal_loss(logits, target, 2., .5, None, 'none')
+    assert loss.tolist() == pytest.approx([9 / 32 * math.log(4), 0.])
+    loss = mmcv_functions.softmax_focal_loss(logits, target, 2., .5, None, 'sum')
+    loss.backward()
+    # d/dp = 1/2 * (2 * 3/4 * ln(1/4) - (3/4)^2 * 4), dp/dx = p * (1 - p) and -p * p elsewhere.
+    slope = (1.5 * math.log(.25) - 2.25) / 2
+    assert logits.grad[0].tolist() == pytest.approx([-slope / 16, slope * 3 / 16, -slope / 16,
+                                                     -slope / 16])
+    assert logits.grad[1].abs().max() == 0
+
+
+@stand_in_only
+@pytest.mark.parametrize('gamma', [0., .5, 2.])
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_softmax_focal_loss_against_log_softmax(device, gamma, weighted, reduction):
+    logits, target = focal_case(device=device, background=False)
+    weight = torch.tensor([.5, 2., 1., 3., .25], dtype=torch.float64, device=device)
+    arguments = (gamma, .3, weight if weighted else None, reduction)
+    loss = mmcv_functions.softmax_focal_loss(logits.requires_grad_(), target, *arguments)
+    expected = reference_softmax_focal_loss(logits, target, weight if weighted else None, gamma, .3)
+    expected = expected.sum() / (40 if reduction == 'mean' else 1)
+    assert torch.allclose(loss, expected)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    assert torch.allclose(*grads) and grads[0].abs().max() > 1e-3
+
+
+@stand_in_only
+def test_softmax_focal_loss_of_extreme_logits_and_classes(device):
+    logits = torch.tensor([[200., 0.], [0., 200.]], device=device, requires_grad=True)
+    target = torch.tensor([0, 0], device=device)
+    loss = mmcv_functions.softmax_focal_loss(logits, target, .5, 1., None, 'sum')
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+    assert logits.grad[0].abs().max() == 0
+    with pytest.raises(ValueError, match='class index 2, but the input has only 2 classes'):
+        mmcv_functions.softmax_focal_loss(logits, target + 2)
+    empty = torch.zeros(0, 3, device=device, requires_grad=True)
+    loss = mmcv_functions.softmax_focal_loss(empty, target[:0], 2., .25, None, 'sum')
+    loss.backward()
+    assert loss.item() == 0
+
+
+@stand_in_only
+def test_softmax_focal_loss_in_half_precision(device):
+    logits, target = focal_case(torch.float16, device, background=False)
+    loss = mmcv_functions.softmax_focal_loss(logits.requires_grad_(), target, 2., .25, None, 'none')
+    expected = reference_softmax_focal_loss(logits.detach().float(), target, None, 2., .25)
+    assert loss.dtype == torch.float16
+    assert torch.allclose(loss.float(), expected, rtol=.01, atol=1e-2)  # mmcv rounds the softmax
+    # With 'none', mmcv's backward pass fails.
+    mmcv_functions.softmax_focal_loss(logits, target, 2., .25, None, 'sum').backward()
+    assert logits.grad.dtype == torch.float16

@@ -1,6 +1,7 @@
 """Suppression of overlapping boxes."""
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -170,3 +171,155 @@ def test_batched_nms_regardless_of_class(device):
                                          dict(config, class_agnostic=True))
     assert kept.tolist() == [0]
     assert mmcv_functions.batched_nms(boxes, scores, classes, config)[1].tolist() == [0, 1, 2]
+
+
+# --- soft NMS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('method', 'kept', 'scores'), [
+    ('naive', [0, 2], [.9, .7]),  # A and B have an IoU of 0.8, A and C 1/3, B and C 2/7
+    ('linear', [0, 2, 1], [.9, .7, .8 * .2]),
+    ('gaussian', [0, 2, 1], [.9, .7 * math.exp(-2 / 9),
+                             .8 * math.exp(-2 * .64) * math.exp(-2 * 4 / 49)]),
+])
+def test_soft_nms_by_hand(method, kept, scores):
+    boxes = torch.tensor(ABC)
+    detections, indices = mmcv_functions.soft_nms(
+        boxes, torch.tensor([.9, .8, .7]), .5, sigma=.5, min_score=.05, method=method)
+    assert indices.dtype == torch.int64 and indices.tolist() == kept
+    assert torch.equal(detections[:, :4], boxes[kept])
+    assert detections[:, 4].tolist() == pytest.approx(scores, abs=1e-6)
+    # B's score of 0.16 or 0.19 does not reach this minimum.
+    _, indices = mmcv_functions.soft_nms(boxes, torch.tensor([.9, .8, .7]), .5, sigma=.5,
+                                         min_score=.2, method=method)
+    assert indices.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(('offset', 'score'), [(0, .8 * (1 - 36 / 81)), (1, .8 * (1 - 50 / 100))])
+def test_soft_nms_offset_counts_the_last_pixel(offset, score):
+    boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 4.]])
+    detections, _ = mmcv_functions.soft_nms(boxes, torch.tensor([.9, .8]), .3, offset=offset)
+    assert detections[1, 4].item() == pytest.approx(score)
+
+
+def slow_soft_nms(boxes, scores, threshold, sigma, minimum, method, offset):
+    """Soft NMS box by box, on lists from which the dropped ones are replaced by the last."""
+    left = list(zip(range(len(boxes)), boxes, scores, strict=True))
+
+    def area(box):
+        return (box[2] - box[0] + offset) * (box[3] - box[1] + offset)
+
+    done = 0
+    while done < len(left):
+        best = max(range(done, len(left)), key=lambda i: (left[i][2], -i))
+        left[done], left[best] = left[best], left[done]
+        box = left[done][1]
+        done += 1
+        at = done
+        while at < len(left):
+            index, other, score = left[at]
+            overlap = (max(0., min(box[2], other[2]) - max(box[0], other[0]) + offset)
+                       * max(0., min(box[3], other[3]) - max(box[1], other[1]) + offset))
+            iou = overlap / (area(box) + area(other) - overlap)
+            if method == 'gaussian':
+                score *= math.exp(-iou * iou / sigma)
+            elif iou >= threshold:
+                score *= 0. if method == 'naive' else 1 - iou
+            left[at] = (index, other, score)
+            if score < minimum:
+                left[at] = left[-1]
+                left.pop()
+            else:
+                at += 1
+    return [index for index, _, _ in left], [score for _, _, score in left]
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms_against_a_slow_one(method, offset):
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.rand(80, 2, generator=generator, dtype=torch.float64) * 40
+    size = 5 + torch.rand(80, 2, generator=generator, dtype=torch.float64) * 20
+    boxes = torch.cat((corners, corners + size), dim=1)
+    # Quarters, so that many scores are equal: the order among these is mmcv's.
+    scores = torch.randint(1, 5, (80,), generator=generator) / 4
+    if COMPILED:
+        boxes = boxes.float()
+    kept, expected = slow_soft_nms(boxes.tolist(), scores.tolist(), .3, .5, .1, method, offset)
+    assert 5 < len(kept) < 80
+    detections, indices = mmcv_functions.soft_nms(boxes, scores.to(boxes), .3, .5, .1, method,
+                                                  offset)
+    assert indices.tolist() == kept
+    assert detections[:, 4].tolist() == pytest.approx(expected, rel=1e-4 if COMPILED else 1e-12)
+
+
+@stand_in_only
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_soft_nms_in_other_dtypes(dtype):
+    boxes = torch.tensor(ABC, dtype=dtype)
+    detections, indices = mmcv_functions.soft_nms(boxes, torch.tensor([.75, .5, .25], dtype=dtype),
+                                                  .5)
+    assert indices.tolist() == [0, 2, 1]
+    assert detections.dtype == dtype
+    assert detections[2, 4].item() == pytest.approx(.1, rel=.01)
+
+
+@stand_in_only
+def test_soft_nms_of_boxes_without_area():
+    boxes = torch.tensor([[4., 3., 5., 3.], [4., 3., 5., 3.], [3., 1., 3., 1.]])
+    detections, indices = mmcv_functions.soft_nms(boxes, torch.tensor([.9, .8, .7]), .3,
+                                                  method='gaussian')
+    assert indices.tolist() == [0, 1, 2]
+    assert torch.equal(detections[:, 4], torch.tensor([.9, .8, .7]))
+
+
+def test_soft_nms_of_no_boxes():
+    detections, indices = mmcv_functions.soft_nms(torch.empty(0, 4), torch.empty(0))
+    assert detections.shape == (0, 5) and indices.shape == (0,)
+
+
+def test_soft_nms_of_batches_and_arrays(device):
+    boxes, scores = torch.tensor(ABC, device=device), torch.tensor([.9, .8, .7], device=device)
+    classes = torch.tensor([0, 1, 0], device=device)
+    config = dict(type='soft_nms', iou_threshold=.3, min_score=.05)
+    detections, kept = mmcv_functions.batched_nms(boxes, scores, classes, config)
+    assert kept.tolist() == [0, 1, 2] and kept.device.type == device
+    assert detections[:, 4].tolist() == pytest.approx([.9, .8, .7 * 2 / 3])
+    detections, kept = mmcv_functions.soft_nms(boxes.cpu().numpy(), scores.cpu().numpy(), .5)
+    assert kept.tolist() == [0, 2, 1] and detections.shape == (3, 5)
+
+
+# --- groups of boxes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('threshold', 'groups'), [
+    (.85, [[0], [1], [2]]), (.75, [[0, 1], [2]]), (.3, [[0, 1, 2]])])
+def test_nms_match_by_hand(threshold, groups):
+    boxes = torch.tensor([[*box, score] for box, score in zip(ABC, [.9, .8, .7], strict=True)])
+    assert [group.tolist() for group in mmcv_functions.nms_match(boxes, threshold)] == groups
+    arrays = mmcv_functions.nms_match(boxes.numpy(), threshold)
+    assert [group.tolist() for group in arrays] == groups
+    # The order of the boxes does not matter; C is better than B here.
+    turned = torch.tensor([[*ABC[1], .5], [*ABC[2], .7], [*ABC[0], .9]])
+    names = {(.85): [[2], [1], [0]], (.75): [[2, 0], [1]], (.3): [[2, 1, 0]]}
+    assert [group.tolist() for group in mmcv_functions.nms_match(turned, threshold)] \
+        == names[threshold]
+
+
+def test_nms_match_includes_the_threshold_and_takes_no_boxes():
+    boxes = torch.tensor([[0., 0., 10., 10., .9], [0., 0., 10., 5., .8]])
+    assert [len(group) for group in mmcv_functions.nms_match(boxes, .5)] == [2]
+    assert [len(group) for group in mmcv_functions.nms_match(boxes, .51)] == [1, 1]
+    assert mmcv_functions.nms_match(torch.empty(0, 5), .5) == []
+
+
+@pytest.mark.parametrize('threshold', [.3, .6])
+def test_nms_match_keeps_the_boxes_that_nms_keeps(threshold):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(100, 2, generator=generator) * 40
+    boxes = torch.cat((corners, corners + 5 + torch.rand(100, 2, generator=generator) * 30), 1)
+    scores = torch.randperm(100, generator=generator) / 100
+    groups = mmcv_functions.nms_match(torch.cat((boxes, scores[:, None]), 1), threshold)
+    assert sorted(index for group in groups for index in group.tolist()) == list(range(100))
+    assert [group[0].item() for group in groups] == slow_nms(
+        boxes.double().tolist(), scores.tolist(), threshold, 0)

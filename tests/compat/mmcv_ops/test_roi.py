@@ -14,7 +14,7 @@ stand_in_only = pytest.mark.skipif(
     COMPILED, reason='about the stand-in, and a compiled mmcv._ext is in use')
 
 
-def slow_roi_align(image, rois, size, scale, ratio, aligned):
+def slow_roi_align(image, rois, size, scale, ratio, aligned, mode='avg'):
     """RoIAlign one sample at a time; differentiable by ``image``.
 
     Args:
@@ -22,7 +22,7 @@ def slow_roi_align(image, rois, size, scale, ratio, aligned):
         rois: Shape (K, 5).
 
     Returns:
-        Shape (K, C, *size).
+        Shape (K, C, *size); the averages or, with ``mode='max'``, the largest samples.
     """
     height, width = image.shape[2:]
 
@@ -54,8 +54,11 @@ def slow_roi_align(image, rois, size, scale, ratio, aligned):
                 samples = [pixel(int(batch), y, x)
                            for y in positions(y1, extent_y, size[0], i)
                            for x in positions(x1, extent_x, size[1], j)]
-                pooled.append(sum(samples, torch.zeros_like(image[0, :, 0, 0]))
-                              / max(len(samples), 1))
+                none = torch.zeros_like(image[0, :, 0, 0])
+                if mode == 'max':
+                    pooled.append(torch.stack(samples).amax(0) if samples else none)
+                else:
+                    pooled.append(sum(samples, none) / max(len(samples), 1))
     return torch.stack(pooled).view(len(rois), *size, -1).permute(0, 3, 1, 2)
 
 
@@ -132,7 +135,7 @@ def test_roi_align_gradient(device, ratio, aligned):
     pool = mmcv_functions.RoIAlign((3, 2), .5, ratio, aligned=aligned)
     # On CUDA the contributions of overlapping RoIs are summed in no fixed order.
     assert torch.autograd.gradcheck(lambda x: pool(x, rois), image.requires_grad_(),
-                                    nondet_tol=1e-12)
+                                    nondet_tol=1e-12, fast_mode=True)
 
 
 def test_roi_align_of_no_rois(device):
@@ -194,3 +197,137 @@ def test_roi_align_under_autocast(device):
     # The bias adds to every sample on the map; the five RoIs that are there have 2 * 2 bins.
     assert layer.bias.grad is not None
     assert torch.all((layer.bias.grad > 10) & (layer.bias.grad <= 20))
+
+
+# --- RoIAlign with max pooling ----------------------------------------------------------------
+
+
+def test_max_roi_align_by_hand(device):
+    # Pixels of 0 to 3 along x. The RoI's x runs from 0 to 3 after the shift, in one bin of three
+    # samples, at 0.5, 1.5 and 2.5: the largest is 2.5, from half of the pixels 2 and 3.
+    image = torch.arange(4., device=device)[None, None, None].repeat(1, 1, 4, 1).requires_grad_()
+    rois = torch.tensor([[0., .5, .5, 3.5, 1.5]], device=device)
+    pooled = mmcv_functions.roi_align(image, rois, (1, 1), 1., 0, 'max', True)
+    assert pooled.flatten().tolist() == pytest.approx([2.5])
+    pooled.backward(torch.full_like(pooled, 8.))
+    # The only row of samples is at y = 0.5, half way between the rows 0 and 1.
+    assert image.grad[0, 0].tolist() == [[0, 0, 2, 2], [0, 0, 2, 2], [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize('aligned', [False, True])
+def test_max_roi_align_against_a_slow_one(device, dtype, tolerance, ratio, aligned):
+    image, rois = roi_align_case()
+    size, scale = (3, 2), .5
+    expected = slow_roi_align(image.requires_grad_(), rois, size, scale, ratio, aligned, 'max')
+    seed = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2),
+                       dtype=torch.float64)
+    slope, = torch.autograd.grad(expected[:5], image, seed[:5])  # the last one is off the map
+
+    copy = image.detach().to(device, dtype).requires_grad_()
+    pool = mmcv_functions.RoIAlign(size, scale, ratio, pool_mode='max', aligned=aligned)
+    pooled = pool(copy, rois.to(device, dtype))
+    assert pooled.dtype == dtype
+    assert torch.allclose(pooled.detach().cpu().double(), expected.detach(), atol=tolerance)
+    pooled.backward(seed.to(device, dtype))
+    assert torch.allclose(copy.grad.cpu().double(), slope, atol=tolerance)
+
+
+def test_max_roi_align_gradient(device):
+    image, rois = roi_align_case(device=device)
+    pool = mmcv_functions.RoIAlign((3, 2), .5, 0, pool_mode='max')
+    assert torch.autograd.gradcheck(lambda x: pool(x, rois[:5]), image.requires_grad_(),
+                                    nondet_tol=1e-12, fast_mode=True)
+
+
+@stand_in_only
+def test_max_roi_align_in_half_precision_and_of_nothing(device):
+    image, rois = roi_align_case(torch.float16, device)
+    pool = mmcv_functions.RoIAlign((3, 2), .5, 0, pool_mode='max')
+    exact = image.float().requires_grad_()
+    pooled, expected = pool(image.requires_grad_(), rois), pool(exact, rois.float())
+    assert torch.equal(pooled, expected.half())
+    pooled.sum().backward()
+    expected.sum().backward()
+    assert torch.allclose(image.grad.float(), exact.grad, rtol=2e-3, atol=1e-3)
+    inverted = rois[:, [0, 3, 4, 1, 2]]  # of negative size, which has no samples
+    assert pool(image, inverted).abs().max() == 0
+    assert pool(image, rois[:0]).shape == (0, 3, 3, 2)
+
+
+# --- RoIPool ----------------------------------------------------------------------------------
+
+
+def test_roi_pool_by_hand(device):
+    # Pixels 0 to 19 in 4 rows of 5. In a scale of 1/2 the RoI covers x from 1 to (5 + 1) / 2 = 3
+    # and y from 0 to 2.5, in bins of one column each, and of 1.25 rows, rounded outwards: rows 0 to
+    # 1 and 1 to 2.
+    image = torch.arange(20., device=device).view(1, 1, 4, 5).requires_grad_()
+    rois = torch.tensor([[0., 2., 0., 5., 4.]], device=device)
+    pooled = mmcv_functions.roi_pool(image, rois, 2, .5)
+    assert pooled.tolist() == [[[[6., 7.], [11., 12.]]]]
+    pooled.backward(torch.tensor([[[[1., 2.], [3., 4.]]]], device=device))
+    assert image.grad.flatten().nonzero()[:, 0].tolist() == [6, 7, 11, 12]
+    assert image.grad.sum() == 10
+
+
+def slow_roi_pool(image, rois, size, scale):
+    height, width = image.shape[2:]
+    pooled = []
+    for batch, x1, y1, x2, y2 in rois.tolist():
+        x1, y1, x2, y2 = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
+
+        def pixels(start, end, bins, index, size):
+            step = (end - start) / bins
+            return range(min(max(math.floor(index * step + start), 0), size),
+                         min(max(math.ceil((index + 1) * step + start), 0), size))
+
+        for i in range(size[0]):
+            for j in range(size[1]):
+                rows, columns = pixels(y1, y2, size[0], i, height), pixels(x1, x2, size[1], j,
+                                                                           width)
+                values = [image[int(batch), :, y, x] for y in rows for x in columns]
+                if not values or x2 <= x1 or y2 <= y1:
+                    values = [torch.zeros_like(image[0, :, 0, 0])]
+                pooled.append(torch.stack(values).amax(0))
+    return torch.stack(pooled).view(len(rois), *size, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize('limit', [2 ** 24, 1])  # the latter gathers RoIs one by one
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-6), (torch.float64, 0)])
+def test_roi_pool_against_a_slow_one(device, dtype, tolerance, limit, monkeypatch):
+    monkeypatch.setattr('evit_mm.compat.mmcv_ops.roi._MAX_GATHERED', limit)
+    image, rois = roi_align_case()
+    rois = torch.cat((rois, rois[:1, [0, 3, 4, 1, 2]]))  # the last one has a negative size
+    image = (image - 3).requires_grad_()  # negative values: the largest is not an empty bin's 0
+    expected = slow_roi_pool(image, rois, (3, 2), .5)
+    seed = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2),
+                       dtype=torch.float64)
+    slope, = torch.autograd.grad(expected, image, seed)
+    copy = image.detach().to(device, dtype).requires_grad_()
+    pooled = mmcv_functions.RoIPool((3, 2), .5)(copy, rois.to(device, dtype))
+    assert torch.allclose(pooled.detach().cpu().double(), expected.detach(), atol=tolerance)
+    assert pooled[5:].abs().max() == 0 and pooled[:2].abs().min() > 0
+    pooled.backward(seed.to(device, dtype))
+    assert torch.allclose(copy.grad.cpu().double(), slope, atol=max(tolerance, 1e-12))
+
+
+@stand_in_only
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_roi_pool_in_half_precision(device, dtype):
+    image, rois = roi_align_case(dtype, device)
+    pooled = mmcv_functions.RoIPool((3, 2), .5)(image.requires_grad_(), rois)
+    expected = mmcv_functions.RoIPool((3, 2), .5)(image.detach().float(), rois.float())
+    assert pooled.dtype == dtype and torch.equal(pooled.float(), expected)
+    pooled.sum().backward()
+    assert image.grad.float().sum().item() == (pooled != 0).sum().item()
+
+
+@stand_in_only
+def test_roi_pool_of_no_rois(device):
+    image = torch.ones(2, 3, 4, 5, device=device, requires_grad=True)
+    pooled = mmcv_functions.roi_pool(image, torch.empty(0, 5, device=device), 7)
+    assert pooled.shape == (0, 3, 7, 7)
+    pooled.sum().backward()
+    assert image.grad.abs().max() == 0
