@@ -1,6 +1,7 @@
 # make demo       train a small detector on generated images, test it, draw its predictions
 # make demo-seg   the same with a segmentor
 # make test       lint, types, documentation and tests
+# make families   try the backbone in every detector and segmentor, and write docs/families.md
 # make docs       build the site of docs/ into site/
 # make wheel      build the wheel into dist/
 # All set up their own environment in .venv first. They need Python 3.10 to 3.12, git and a package
@@ -19,7 +20,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow families lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -43,6 +44,9 @@ test: lint docs
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+families: install
+	PYTHONPATH=tests $(BIN)/python -m families.survey
 
 lint: install
 	$(BIN)/ruff check .
