@@ -3,7 +3,7 @@
 # make test       lint, types, documentation and tests
 # make docs       build the site of docs/ into site/
 # make wheel      build the wheel into dist/
-# All set up their own environment in .venv first. They need Python 3.10 to 3.12, git and a package
+# All set up their own environment in .venv first. They need Python 3.10 to 3.13, git and a package
 # index.
 
 VENV := .venv
@@ -15,11 +15,11 @@ DEMO_SEG := work_dirs/demo-seg
 DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
 # The first Python of a supported version; `make PYTHON=/path/to/python3.11 demo` overrides it.
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow test-matrix lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -44,6 +44,11 @@ test: lint docs
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# The suite in the environments of requirements/matrix.toml that it has not been run in. ROW=newest
+# runs that row alone, again if need be; TESTS=tests/models runs a part, which is not recorded.
+test-matrix: install
+	$(BIN)/python requirements/matrix.py $(ROW) $(if $(TESTS),--tests $(TESTS))
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -66,8 +71,8 @@ install: $(INSTALLED)
 
 # pip takes over where uv can't reach the index: only pip reads pip's configuration files.
 $(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10, \
-	3.11 or 3.12, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10 \
+	to 3.13, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/bootstrap.txt
