@@ -1,6 +1,7 @@
 # make demo       train a small detector on generated images, test it, draw its predictions
 # make demo-seg   the same with a segmentor
 # make test       lint, types, documentation and tests
+# make test-matrix  the tests in other versions of Python and the packages
 # make docs       build the site of docs/ into site/
 # make wheel      build the wheel into dist/
 # All set up their own environment in .venv first. They need Python 3.10 to 3.13, git and a package
