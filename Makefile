@@ -1,10 +1,11 @@
 # make demo       train a small detector on generated images, test it, draw its predictions
 # make demo-seg   the same with a segmentor
 # make test       lint, types, documentation and tests
-# make families   try the backbone in every detector and segmentor, and write docs/families.md
+# make families  try the backbone in every detector and segmentor, and write docs/families.md
+# make test-matrix  the tests in other versions of Python and the packages
 # make docs       build the site of docs/ into site/
 # make wheel      build the wheel into dist/
-# All set up their own environment in .venv first. They need Python 3.10 to 3.12, git and a package
+# All set up their own environment in .venv first. They need Python 3.10 to 3.13, git and a package
 # index.
 
 VENV := .venv
@@ -16,11 +17,11 @@ DEMO_SEG := work_dirs/demo-seg
 DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
 # The first Python of a supported version; `make PYTHON=/path/to/python3.11 demo` overrides it.
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow families lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow families test-matrix lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -47,6 +48,10 @@ test-slow: install
 
 families: install
 	PYTHONPATH=tests $(BIN)/python -m families.survey
+# The suite in the environments of requirements/matrix.toml that it has not been run in. ROW=newest
+# runs that row alone, again if need be; TESTS=tests/models runs a part, which is not recorded.
+test-matrix: install
+	$(BIN)/python requirements/matrix.py $(ROW) $(if $(TESTS),--tests $(TESTS))
 
 lint: install
 	$(BIN)/ruff check .
@@ -70,8 +75,8 @@ install: $(INSTALLED)
 
 # pip takes over where uv can't reach the index: only pip reads pip's configuration files.
 $(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10, \
-	3.11 or 3.12, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10 \
+	to 3.13, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/bootstrap.txt
