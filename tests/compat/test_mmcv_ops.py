@@ -25,8 +25,8 @@ stand_in_only = pytest.mark.skipif(
     COMPILED, reason='about the stand-in, and a compiled mmcv._ext is in use')
 DEVICES = [
     'cpu',
-    pytest.param('cuda', marks=pytest.mark.skipif(
-        not torch.cuda.is_available(), reason='needs a CUDA device')),
+    pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(
+        not torch.cuda.is_available(), reason='needs a CUDA device')]),
 ]
 FOCAL_DEVICES = [
     pytest.param('cpu', marks=pytest.mark.skipif(
