@@ -144,7 +144,7 @@ def benchmark_gpu(*, out: Path, device: str = 'cuda', budget: float = 300, repea
             raise UserError(f'{name} must be positive, got {number}')
     on = machine.use(device, threads=threads)
     _create(out)
-    time = Budget(budget)
+    clock = Budget(budget)
     built: dict[tuple[Any, ...], list[Network]] = {}
     measured: dict[Case, list[Row]] = {}
     settings = {'device': device, 'machine': machine.describe(on), 'driver': machine.driver(),
@@ -154,12 +154,12 @@ def benchmark_gpu(*, out: Path, device: str = 'cuda', budget: float = 300, repea
     if on.type == 'cuda':
         settings['memory'] = torch.cuda.get_device_properties(on).total_memory
     for case in cases:
-        rows = measured[case] = _measure(case, built, on, repeats, time, seed)
+        rows = measured[case] = _measure(case, built, on, repeats, clock, seed)
         table = {one: measured.get(one) or _unmeasured(one, on) for one in cases}
         _write(out, settings, table)
         if report:
             report(f'{_title(case)}: {sum(row.failure is None for row in rows)} of {len(rows)} '
-                   f'rows, {max(0, time.left):.0f} s left')
+                   f'rows, {max(0, clock.left):.0f} s left')
     if report:
         report('\n' + _format(settings, measured))
         report(f'\nwritten to {out / "benchmark.md"} and {out / "benchmark.json"}')

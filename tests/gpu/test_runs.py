@@ -58,14 +58,15 @@ def test_other_trainings(options, trained, config_file, shapes, tmp_path, device
     work_dir = train(config_file, data_root=shapes, work_dir=tmp_path, seed=3, **options,
                      cfg_options=DETECTION | {'train_cfg.max_epochs': 1})
     for a, b in zip(read_scalars(work_dir), read_scalars(trained), strict=False):
-        assert a['loss'] == pytest.approx(b['loss'], rel=0.1)
+        # With float16, steps whose gradients overflow are left out while the scale is found.
+        assert a['loss'] == pytest.approx(b['loss'], rel=0.2)
 
 
 def test_a_compiled_training(config_file, shapes, tmp_path, device):
-    small = {'model.backbone.arch': SMALLEST,
-             'model.neck.in_channels': [16, 24, 32]}
     losses = []
     for compile in (False, True):
+        small = {'model.backbone.arch': dict(SMALLEST, _delete_=True),
+                 'model.neck.in_channels': [16, 24, 32]}
         work_dir = train(config_file, data_root=shapes, work_dir=tmp_path / str(compile), seed=3,
                          compile=compile,
                          cfg_options=DETECTION | small | {'train_cfg.max_epochs': 1})
