@@ -1,10 +1,14 @@
-# make demo       train a small detector on generated images, test it, draw its predictions
-# make demo-seg   the same with a segmentor
-# make test       lint, types, documentation and tests
-# make docs       build the site of docs/ into site/
-# make wheel      build the wheel into dist/
-# All set up their own environment in .venv first. They need Python 3.10 to 3.12, git and a package
-# index.
+# make demo         train a small detector on generated images, test it, draw its predictions
+# make demo-seg     the same with a segmentor
+# make test         lint, types, documentation and tests
+# make test-slow    the tests that take minutes each
+# make test-matrix  the tests in other versions of Python and the packages
+# make families     try the backbone in every detector and segmentor, and write docs/families.md
+# make check-gpu    tests and benchmark on a CUDA card, in at most 8 minutes
+# make docs         build the site of docs/ into site/
+# make wheel        build the wheel into dist/
+# All set up their own environment in .venv first, except for `PYTHON_GPU=python3 make check-gpu`. They
+# need Python 3.10 to 3.13, git and a package index.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,11 +19,11 @@ DEMO_SEG := work_dirs/demo-seg
 DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
 # The first Python of a supported version; `make PYTHON=/path/to/python3.11 demo` overrides it.
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow test-matrix families check-gpu lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -44,6 +48,33 @@ test: lint docs
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+families: install
+	PYTHONPATH=tests $(BIN)/python -m families.survey
+
+# The suite in the environments of requirements/matrix.toml that it has not been run in. ROW=newest
+# runs that row alone, again if need be; TESTS=tests/models runs a part, which is not recorded.
+test-matrix: install
+	$(BIN)/python requirements/matrix.py $(ROW) $(if $(TESTS),--tests $(TESTS))
+
+# With PYTHON_GPU, another environment is checked as it is: nothing is installed.
+PYTHON_GPU ?= $(BIN)/python
+CHECK_DEVICE ?= cuda
+CHECK_SECONDS ?= 480
+CHECK_OUT ?= work_dirs/gpu
+# --foreground, so that Ctrl-C reaches what runs; the last minute is for the row that is compiling
+# when the benchmark's time is over.
+TIMEOUT := timeout --foreground --signal INT --kill-after 10
+check-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),install)
+	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; start=$$(date +%s); failed=0; \
+	$(TIMEOUT) $$(($(CHECK_SECONDS) * 5 / 8)) $(PYTHON_GPU) -m pytest -q -m 'cuda and not slow' \
+		--device $(CHECK_DEVICE) --durations 5 tests/gpu tests/compat tests/models; status=$$?; \
+	test $$status -ne 4 || exit 2; \
+	test $$status -eq 0 || { failed=1; echo "error: the tests ended with status $$status" >&2; }; \
+	left=$$(($(CHECK_SECONDS) - $$(date +%s) + start - 10)); \
+	$(TIMEOUT) $$left $(PYTHON_GPU) -m evit_mm benchmark --suite gpu --device $(CHECK_DEVICE) \
+		--budget $$((left > 70 ? left - 60 : 10)) --out $(CHECK_OUT) || failed=1; \
+	exit $$failed
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -66,8 +97,8 @@ install: $(INSTALLED)
 
 # pip takes over where uv can't reach the index: only pip reads pip's configuration files.
 $(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
-	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10, \
-	3.11 or 3.12, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10 \
+	to 3.13, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/bootstrap.txt

@@ -14,6 +14,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / 'shared'
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--device', choices=('cpu', 'cuda'), help='device of the tests in tests/gpu '
+                     '(default: cuda; without a CUDA card they are skipped)')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption('--device') == 'cuda' and not torch.cuda.is_available():
+        raise pytest.UsageError('--device cuda: torch finds no CUDA card')
+
+
 def _shared(*parts: str) -> Path:
     path = SHARED.joinpath(*parts)
     if not path.exists():

@@ -12,6 +12,9 @@ Model = TypeVar('Model', bound=nn.Module)
 TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 2), num_heads=(2, 2, 4), key_dims=(4, 4, 4))
 """An `arch` that is built and run in milliseconds."""
 
+SMALLEST = TINY | dict(depths=(1, 1, 1), num_heads=(2, 2, 2))
+"""An `arch` that torch.compile is done with in seconds."""
+
 
 def randomize(model: Model, seed: int = 0) -> Model:
     """Give every BN and bias table values that folding and loading must carry over, in place."""

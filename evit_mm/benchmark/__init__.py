@@ -2,10 +2,11 @@
 
 `networks` builds the networks, `forms` prepares them, `measure` measures them with `timing`,
 `memory`, `flops` and `roofline`, `report` and `plot` show the results; `run` has `benchmark`, which
-calls them in this order.
+calls them in this order, and `suite` has `benchmark_gpu`, a table for a GPU.
 """
 
 from .measure import Row
 from .run import benchmark
+from .suite import benchmark_gpu
 
-__all__ = ['Row', 'benchmark']
+__all__ = ['Row', 'benchmark', 'benchmark_gpu']

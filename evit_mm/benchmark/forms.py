@@ -128,10 +128,11 @@ def prepare(model: nn.ModuleDict, form: Form, images: Tensor, *, mode: str = 'in
         model.to(memory_format=layout)  # type: ignore[call-overload]
     images = images.contiguous(memory_format=layout)
     if form.name == 'compiled':
-        _compile(model, images.device, mode, form.graph)
+        _compile(model, images.device, mode)
     if mode == 'train':
-        return _prepare_training(model, images, dtype, efficient=form.name == 'efficient')
-    return _prepare_inference(model, images, form.graph and form.name != 'compiled')
+        return _prepare_training(model, images, dtype, efficient=form.name == 'efficient',
+                                 graph=form.graph)
+    return _prepare_inference(model, images, form.graph)
 
 
 def largest_difference(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -159,32 +160,20 @@ def _change_modules(model: nn.ModuleDict, form: str, mode: str, peer: bool) -> N
             module.fold_norm = form in ('folded', 'compiled')
 
 
-def _compile(model: nn.ModuleDict, device: torch.device, mode: str, graph: bool) -> None:
+def _compile(model: nn.ModuleDict, device: torch.device, mode: str) -> None:
     check_compiler(device.type, '--forms compiled')
     for part in _COMPILED_PARTS:
         if part in model:
             module = model[part]
             module.forward = compiled(  # type: ignore[method-assign]
-                module.forward, device.type, inference=mode == 'inference', cuda_graphs=graph)
+                module.forward, device.type, inference=mode == 'inference')
 
 
 def _prepare_inference(model: nn.ModuleDict, images: Tensor, graph: bool) -> PreparedModel:
     model.eval()
     steps: Steps = {name: torch.inference_mode()(part) for name, part in model.items()}
     if graph:
-        parts = steps
-
-        @torch.inference_mode()
-        def run_parts() -> Any:
-            return run_steps(parts, images)
-
-        replay, outputs = capture_cuda_graph(run_parts, images.device)
-
-        def step(_: Any) -> Any:
-            replay()
-            return outputs
-
-        steps = {'all': step}
+        steps = _as_graph(steps, images)
 
     def forward() -> Any:
         return run_steps(steps, images)
@@ -197,7 +186,7 @@ def _prepare_inference(model: nn.ModuleDict, images: Tensor, graph: bool) -> Pre
 
 
 def _prepare_training(model: nn.ModuleDict, images: Tensor, dtype: torch.dtype, *,
-                      efficient: bool) -> PreparedModel:
+                      efficient: bool, graph: bool) -> PreparedModel:
     model.train()
     for module in model.modules():
         if isinstance(module, _FROZEN_IN_TRAINING):
@@ -221,8 +210,25 @@ def _prepare_training(model: nn.ModuleDict, images: Tensor, dtype: torch.dtype, 
         return loss.detach()
 
     steps: Steps = {'forward': forward, 'backward': backward}
+    if graph:
+        steps = _as_graph(steps, images)
 
     def results() -> dict[str, Tensor]:
         return {'loss': run_steps(steps, images).float().cpu()}
 
     return PreparedModel(steps, images, model, lambda: forward(images), results)
+
+
+def _as_graph(steps: Steps, images: Tensor) -> Steps:
+    """Return one step that replays all steps as a CUDA graph.
+
+    It covers the heads too, which torch.compile's own graphs would not, and all forms alike.
+    """
+    run_steps(steps, images)  # here and not while capturing, torch.compile does its work
+    replay, outputs = capture_cuda_graph(lambda: run_steps(steps, images), images.device)
+
+    def step(_: Any) -> Any:
+        replay()
+        return outputs
+
+    return {'all': step}

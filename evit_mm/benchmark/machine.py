@@ -1,12 +1,17 @@
 """Set up and describe the machine that models run on."""
 
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError
+from ..version import __version__
 
-__all__ = ['describe', 'use']
+__all__ = ['describe', 'driver', 'use', 'versions']
 
 
 def use(device: str, *, threads: int | None = None, seed: int | None = None) -> torch.device:
@@ -44,6 +49,33 @@ def describe(device: torch.device) -> str:
     name = _processor() if device.type == 'cpu' else device.type
     count = torch.get_num_threads()
     return f'{name}, {count} thread{"" if count == 1 else "s"}'
+
+
+def driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where ``nvidia-smi`` can't tell."""
+    if not shutil.which('nvidia-smi'):
+        return None
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(answer.stdout.split()), None)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, Python, and what models are built from or run on."""
+    found = {'evit_mm': __version__, 'python': platform.python_version(),
+             'torch': torch.__version__}
+    for name in ('timm', 'torchvision'):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found['cuda'] = torch.version.cuda
+        found['cudnn'] = str(torch.backends.cudnn.version())
+    return found
 
 
 def _processor() -> str:

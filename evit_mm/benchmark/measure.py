@@ -1,6 +1,8 @@
 """Measure networks in several forms at one image size."""
 
 import gc
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,7 +17,16 @@ from .memory import peak_bytes, saved_bytes
 from .model_factory import TIMM
 from .networks import Network
 from .roofline import Convolution, convolution_steps, heaviest_convolutions
-from .timing import Steps, Stopwatch, Timings, failure_reason, run_steps, take_turns
+from .timing import (
+    OUT_OF_TIME,
+    Budget,
+    Steps,
+    Stopwatch,
+    Timings,
+    failure_reason,
+    run_steps,
+    take_turns,
+)
 
 __all__ = ['Rate', 'Row', 'measure', 'plan']
 
@@ -38,6 +49,7 @@ class Row:
         peak: Peak memory of a run in bytes, without weights and images; None if not measured.
         saved: Bytes saved for the backward pass; None in inference.
         floor: Milliseconds of the multiply-adds at the convolution rate; see `roofline`.
+        preparation: Seconds until the row was ready to be timed, compilation included.
     """
 
     model: str
@@ -52,6 +64,7 @@ class Row:
     peak: int | None = None
     saved: int | None = None
     floor: float | None = None
+    preparation: float | None = None
 
     def __str__(self) -> str:
         """Return the name of the row, such as ``'m4 deploy fp32'``."""
@@ -100,7 +113,8 @@ def plan(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iterabl
 
 
 def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iterable[Form],
-            images: Tensor, *, mode: str = 'inference', repeats: int = 30, seed: int = 0,
+            images: Tensor, *, mode: str = 'inference', repeats: int = 30, floors: bool = True,
+            budget: Budget | None = None, seconds: float = math.inf, seed: int = 0,
             progress: bool = False) -> tuple[list[Row], list[Rate]]:
     """Measure all networks in all forms, which take turns with the convolutions of their floors.
 
@@ -111,6 +125,9 @@ def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iter
         images: Normalised images (B, 3, H, W), float32, on the device to run on.
         mode: ``'inference'`` or ``'train'``; see `prepare`.
         repeats: Number of timed runs of each row.
+        floors: Whether to time the convolutions of the floors.
+        budget: Time after which no further row is prepared.
+        seconds: Time after which rows stop to take turns; see `take_turns`.
         seed: Seed of the order in which rows take turns.
         progress: Whether to show progress bars on stderr.
 
@@ -125,23 +142,32 @@ def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iter
     limit = torch._dynamo.config.recompile_limit
     with torch._dynamo.config.patch(recompile_limit=max(limit, 256),
                                     fail_on_recompile_limit_hit=True):
-        return _measure(plan(networks, forms, peer_forms, (images.shape[2], images.shape[3])),
-                        images, mode, repeats, seed, progress)
+        planned = plan(networks, forms, peer_forms, (images.shape[2], images.shape[3]))
+        models, facts = _prepare_rows(planned, images, mode, floors, budget or Budget(), progress)
+        rows = [row for row, _ in planned]
+        rates = _time(rows, models, facts, images, repeats, seconds, seed, progress)
+    del models
+    _free_memory(images.device)  # a compiled module refers to itself, and a CUDA graph has a pool
+    return rows, rates
 
 
-def _measure(planned: list[tuple[Row, Network]], images: Tensor, mode: str, repeats: int,
-             seed: int, progress: bool) -> tuple[list[Row], list[Rate]]:
-    rows = [row for row, _ in planned]
+def _prepare_rows(planned: list[tuple[Row, Network]], images: Tensor, mode: str, floors: bool,
+                  budget: Budget, progress: bool
+                  ) -> tuple[list[PreparedModel | None], dict[str, _Facts]]:
+    """Prepare all rows, and collect what the forms of a network share."""
     models: list[PreparedModel | None] = []
     facts: dict[str, _Facts] = {}
     expected: dict[str, tuple[str, dict[str, Tensor]]] = {}
-    with tqdm(total=len(rows), desc='preparing', unit='row', disable=not progress,
+    with tqdm(total=len(planned), desc='preparing', unit='row', disable=not progress,
               leave=False) as bar:
         for row, network in planned:
             bar.set_postfix_str(str(row))
+            start = time.monotonic()
             try:
+                if budget.left < 0:
+                    raise UserError(OUT_OF_TIME)
                 if network.name not in facts:
-                    facts[network.name] = _collect_facts(network, images, mode)
+                    facts[network.name] = _collect_facts(network, images, mode, floors)
                 own = facts[network.name]
                 first, results = expected.setdefault(network.weights, (network.name, own.results))
                 row.params, row.macs = own.params, own.macs
@@ -151,19 +177,21 @@ def _measure(planned: list[tuple[Row, Network]], images: Tensor, mode: str, repe
             except Exception as error:  # the other rows go on
                 models.append(None)
                 row.timings.failure = failure_reason(error)
+            row.preparation = time.monotonic() - start
+            if row.failure:  # not above, where the error still holds the tensors of its frames
                 _free_memory(images.device)
             bar.update()
-    title = f'{images.shape[2]}x{images.shape[3]}'
-    return rows, _time(rows, models, facts, images.device, repeats, seed, progress, title)
+    return models, facts
 
 
-def _collect_facts(network: Network, images: Tensor, mode: str) -> _Facts:
+def _collect_facts(network: Network, images: Tensor, mode: str, floors: bool) -> _Facts:
     if network.model is None:
         raise UserError(network.failure or 'it can\'t be built')
     eager = prepare(network.model, Form(), images, mode=mode, peer=network.peer)
     return _Facts({part: count_parameters([module]) for part, module in network.model.items()},
                   count_macs(eager.steps, eager.inputs),
-                  heaviest_convolutions([eager.model], eager.forward), eager.results())
+                  heaviest_convolutions([eager.model], eager.forward) if floors else [],
+                  eager.results())
 
 
 def _prepare_row(row: Row, network: Network, images: Tensor, mode: str,
@@ -174,15 +202,16 @@ def _prepare_row(row: Row, network: Network, images: Tensor, mode: str,
     row.difference = largest_difference(prepared.results(), expected)
     # Gradients of an earlier step would be freed in the middle of the one that is observed.
     prepared.model.zero_grad(set_to_none=True)
-    if not row.form.graph:  # a graph allocated its memory when it was captured
-        row.peak = peak_bytes(lambda: run_steps(prepared.steps, prepared.inputs), images.device)
+    if row.form.graph:  # it allocated its memory when it was captured
+        return prepared
+    row.peak = peak_bytes(lambda: run_steps(prepared.steps, prepared.inputs), images.device)
     if mode == 'train':
         row.saved = saved_bytes(prepared.forward, [prepared.model])
     return prepared
 
 
 def _time(rows: list[Row], models: list[PreparedModel | None], facts: dict[str, _Facts],
-          device: torch.device, repeats: int, seed: int, progress: bool, title: str) -> list[Rate]:
+          images: Tensor, repeats: int, seconds: float, seed: int, progress: bool) -> list[Rate]:
     """Time all rows and the convolutions of their floors; return the rates of the latter."""
     steps: dict[str, Steps] = {}
     inputs: dict[str, Tensor | None] = {}
@@ -195,10 +224,11 @@ def _time(rows: list[Row], models: list[PreparedModel | None], facts: dict[str, 
     to_rate = {}
     for conv, dtype in convolutions:
         name = f'{conv} in {dtype}'
-        steps[name], to_rate[conv, dtype] = convolution_steps(conv, DTYPES[dtype], device)
+        steps[name], to_rate[conv, dtype] = convolution_steps(conv, DTYPES[dtype], images.device)
         inputs[name] = None
-    timings = take_turns(steps, inputs, Stopwatch(device), repeats=repeats, seed=seed,
-                         progress=progress, title=title)
+    timings = take_turns(steps, inputs, Stopwatch(images.device), repeats=repeats,
+                         seconds=seconds, seed=seed, progress=progress,
+                         title=f'{images.shape[2]}x{images.shape[3]}')
     rates = []
     for (conv, dtype), shape in convolutions.items():
         timing = timings[f'{conv} in {dtype}']

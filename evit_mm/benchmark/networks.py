@@ -28,6 +28,7 @@ _TIMM_PREFIX = f'{TIMM}efficientvit_'
 _PEERS_FOR_ALL = (f'{TORCHVISION}resnet50', f'{TORCHVISION}mobilenet_v3_large')
 _NECK_WIDTH = 256
 _NECK_LEVELS = 5
+_NUM_CLASSES = 80  # COCO's
 _FINEST_STRIDE = 8
 _SIDE = 448  # 64 x 7: the smallest images that fill a window of 7 in every stage
 _BN_SCALES = (0.2, 0.6)  # larger ones saturate attention, which then amplifies rounding errors
@@ -85,7 +86,8 @@ def default_peers(names: Iterable[str]) -> list[str]:
 
 def build_networks(names: Sequence[str], *, options: Mapping[str, Any] | None = None,
                    variants: Iterable[tuple[str, Mapping[str, Any]]] = (), with_neck: bool = False,
-                   until: str | None = None, peers: bool = False, seed: int = 0) -> list[Network]:
+                   with_head: bool = False, until: str | None = None, peers: Iterable[str] = (),
+                   seed: int = 0) -> list[Network]:
     """Build networks with random weights that are not degenerate; see `randomize`.
 
     timm's port of a backbone of ours gets the same weights and, as ours, windows of 7 in every
@@ -98,8 +100,9 @@ def build_networks(names: Sequence[str], *, options: Mapping[str, Any] | None = 
         options: Options of `build_model` for all names but timm's and torchvision's.
         variants: Title and additional options of each variant of the model; only with one name.
         with_neck: Whether to put RetinaNet's neck after backbones.
+        with_head: Whether to put RetinaNet's neck and head after backbones.
         until: Last part of a config's model to keep.
-        peers: Whether to add `default_peers`; one that can't be built is in the list with the
+        peers: More names, such as `default_peers`; one that can't be built is in the list with the
             reason.
         seed: Seed of the weights.
 
@@ -109,14 +112,15 @@ def build_networks(names: Sequence[str], *, options: Mapping[str, Any] | None = 
     variants = list(variants)
     if variants and len(names) > 1:
         raise UserError(f'--variant needs a single model, but there are {len(names)}')
-    if until and with_neck:
-        raise UserError('--until is for configs, --with-neck for backbones: pass one of them')
-    builder = _Builder(dict(options or {}), with_neck, until, seed)
+    if until and (with_neck or with_head):
+        raise UserError('--until is for configs, --with-neck and --with-head for backbones: pass '
+                        'one of them')
+    builder = _Builder(dict(options or {}), with_neck or with_head, with_head, until, seed)
     networks = [builder.build(name) for name in dict.fromkeys(names)]
     for name, changes in variants:
         networks.append(builder.build(names[0], changes, name))
     present = {network.name for network in networks}
-    for name in default_peers(names) if peers else ():
+    for name in peers:
         if name in present:
             continue
         try:
@@ -132,6 +136,7 @@ class _Builder:
 
     options: dict[str, Any]
     with_neck: bool
+    with_head: bool
     until: str | None
     seed: int
     ours: dict[str, nn.ModuleDict] = field(default_factory=dict)
@@ -144,7 +149,8 @@ class _Builder:
                 raise UserError(f'--variant can\'t change {name}, only our backbones and configs')
             return self._build_peer(name)
         if self.with_neck and is_config(name):
-            raise UserError(f'--with-neck is for backbones, but {name} is a config')
+            flag = '--with-head' if self.with_head else '--with-neck'
+            raise UserError(f'{flag} is for backbones, but {name} is a config')
         if self.until and not is_config(name):
             raise UserError(f'--until is for configs, but {name} is a backbone')
         options = {**self.options, **(changes or {})}
@@ -192,13 +198,17 @@ class _Builder:
             randomize(model, self.seed)
 
     def _assemble(self, backbone: nn.Module) -> nn.ModuleDict:
-        """Return a backbone and, if asked for, its neck."""
+        """Return a backbone and, if asked for, its neck and head."""
         model = nn.ModuleDict({'backbone': backbone})
         if self.with_neck:
             with torch.inference_mode():
                 maps = backbone(torch.zeros(1, 3, 64, 64))
             model['neck'] = _FromStride8([x.shape[1] for x in maps],
                                          [64 // x.shape[2] for x in maps])
+        if self.with_head:
+            from mmdet.models.dense_heads import RetinaHead
+
+            model['bbox_head'] = RetinaHead(_NUM_CLASSES, _NECK_WIDTH)
         return model.eval()
 
     def _build_parts(self, path: str, options: dict[str, Any]) -> nn.ModuleDict:
@@ -268,7 +278,7 @@ def _replacing_statistics(norms: list[Any]) -> Iterator[None]:
 
 
 def _copy_weights(ours: nn.ModuleDict, theirs: nn.ModuleDict) -> bool:
-    """Copy the weights of our backbone and neck into timm's port.
+    """Copy the weights of our backbone, neck and head into timm's port.
 
     Returns:
         bool: Whether both compute the same; they don't if their windows differ, so that bias
@@ -282,8 +292,8 @@ def _copy_weights(ours: nn.ModuleDict, theirs: nn.ModuleDict) -> bool:
             state[key] = resize_attention_biases(value, round(target[key].shape[1] ** 0.5))
             same = False
     theirs['backbone'].load_state_dict(state)
-    if 'neck' in ours:
-        theirs['neck'].load_state_dict(ours['neck'].state_dict())
+    for part in ours.keys() - {'backbone'}:
+        theirs[part].load_state_dict(ours[part].state_dict())
     return same
 
 

@@ -13,7 +13,8 @@ from .model_factory import TIMM
 from .tables import format_table
 from .timing import quartiles
 
-__all__ = ['format_parts', 'format_rates', 'format_rows', 'ratio', 'reference_of', 'write_json']
+__all__ = ['describe_row', 'format_milliseconds', 'format_parts', 'format_rates', 'format_rows',
+           'ratio', 'reference_of', 'write_json']
 
 _TIMM_PREFIX = f'{TIMM}efficientvit_'
 
@@ -78,7 +79,8 @@ def format_rows(rows: Sequence[Row], reference: str | None = None) -> str:
             continue
         first, third = quartiles(row.timings.totals)
         compared = ratio(row, rows, reference)
-        line += [_short(row.timings.milliseconds), f'{_short(first)} to {_short(third)}',
+        line += [format_milliseconds(row.timings.milliseconds),
+                 f'{format_milliseconds(first)} to {format_milliseconds(third)}',
                  f'{compared:.2f}' if compared is not None else None,
                  f'{row.timings.milliseconds / row.floor:.2f}' if row.floor else None,
                  _megabytes(row.peak), *[_megabytes(row.saved)] * training,
@@ -105,7 +107,7 @@ def format_parts(rows: Sequence[Row]) -> str:
         for part, (params, macs, milliseconds) in parts.items():
             lines.append([row.model, f'{row.form}', part, f'{params / 1e6:.2f}',
                           f'{macs / 1e9:.2f}', f'{macs / max(row.macs["backbone"], 1):.2f}',
-                          _short(milliseconds)])
+                          format_milliseconds(milliseconds)])
     if not lines:
         return ''
     header = ['model', 'form', 'part', 'params (M)', 'multiply-adds (G)', 'x backbone', 'ms']
@@ -136,7 +138,7 @@ def write_json(path: Path, settings: Mapping[str, Any], tables: Sequence[
         UserError: If the file can't be written.
     """
     content = {'settings': dict(settings),
-               'rows': [_row(row, rows, reference) for rows, _ in tables for row in rows],
+               'rows': [_with_ratio(row, rows, reference) for rows, _ in tables for row in rows],
                'rates': [{'shape': list(rate.shape), 'dtype': rate.dtype,
                           'convolution': str(rate.convolution), 'macs': rate.convolution.macs,
                           'macs_per_second': rate.per_second}
@@ -144,8 +146,8 @@ def write_json(path: Path, settings: Mapping[str, Any], tables: Sequence[
     files.write_json(path, content, indent=1)
 
 
-def _row(row: Row, rows: Sequence[Row], reference: str | None) -> dict[str, Any]:
-    compared = reference_of(row, rows, reference)
+def describe_row(row: Row) -> dict[str, Any]:
+    """Return all figures of a row, as JSON can hold them."""
     done = row.failure is None
     form = row.form
     return {'name': str(row), 'model': row.model, 'form': form.name, 'dtype': form.dtype,
@@ -153,17 +155,22 @@ def _row(row: Row, rows: Sequence[Row], reference: str | None) -> dict[str, Any]
             'failure': row.failure,
             'ms': row.timings.milliseconds if done else None,
             'quartiles': quartiles(row.timings.totals) if done else None,
-            'reference': str(compared) if compared else None,
-            'ratio': ratio(row, rows, reference),
-            'floor_ms': row.floor,
+            'floor_ms': row.floor, 'preparation_s': row.preparation,
             'params': row.params, 'macs': row.macs, 'peak_bytes': row.peak,
             'saved_bytes': row.saved,
             'difference': row.difference,
             'times': row.timings.steps}
 
 
-def _short(milliseconds: float) -> str:
+def format_milliseconds(milliseconds: float) -> str:
+    """Format a time with three significant digits or, from 100 ms on, with one decimal."""
     return f'{milliseconds:.{1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3}f}'
+
+
+def _with_ratio(row: Row, rows: Sequence[Row], reference: str | None) -> dict[str, Any]:
+    compared = reference_of(row, rows, reference)
+    return {**describe_row(row), 'reference': str(compared) if compared else None,
+            'ratio': ratio(row, rows, reference)}
 
 
 def _megabytes(count: int | None) -> str | None:

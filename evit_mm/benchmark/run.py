@@ -1,9 +1,7 @@
 """The benchmark, from the names of models to tables and files."""
 
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import torch
 
 from ..deployment.memory import keep_freed_memory
 from ..errors import UserError
-from ..version import __version__
 from . import machine
 from .forms import DTYPES, FORMS, LAYOUTS, PEER_FORMS, Form
 from .measure import Rate, Row, measure, plan
-from .networks import build_networks
+from .networks import build_networks, default_peers
 from .report import format_parts, format_rates, format_rows, reference_of, write_json
 
 __all__ = ['benchmark']
@@ -23,8 +20,8 @@ __all__ = ['benchmark']
 
 def benchmark(models: Sequence[str], *, mode: str = 'inference', forms: Sequence[str] | None = None,
               dtypes: Sequence[str] = ('fp32',), layouts: Sequence[str] = ('contiguous',),
-              cuda_graphs: bool = False, with_neck: bool = False, until: str | None = None,
-              variants: Sequence[tuple[str, Mapping[str, Any]]] = (),
+              cuda_graphs: bool = False, with_neck: bool = False, with_head: bool = False,
+              until: str | None = None, variants: Sequence[tuple[str, Mapping[str, Any]]] = (),
               options: Mapping[str, Any] | None = None, peers: bool = False,
               peer_forms: Sequence[str] = ('eager',), reference: str | None = None,
               shapes: Sequence[tuple[int, int]] = ((512, 512),), batch: int = 1, repeats: int = 30,
@@ -46,6 +43,7 @@ def benchmark(models: Sequence[str], *, mode: str = 'inference', forms: Sequence
         layouts: ``'contiguous'`` or ``'channels-last'``, for images and weights.
         cuda_graphs: Whether to measure each form as a CUDA graph too.
         with_neck: Whether to put RetinaNet's neck after backbones.
+        with_head: Whether to put RetinaNet's neck and head after backbones.
         until: Last part of a config's model to measure, ``'backbone'`` or ``'neck'``.
         variants: Title and changed options of each variant of a single model.
         options: Values of configs by dotted key, or arguments of our backbones.
@@ -78,20 +76,22 @@ def benchmark(models: Sequence[str], *, mode: str = 'inference', forms: Sequence
     _check_numbers(shapes, batch, repeats)
     _check_files(json, plot)
     _check_forms(mode, forms, peer_forms, dtypes, layouts)
-    _check_graphs(cuda_graphs, device, mode, forms)
+    if cuda_graphs and not device.startswith('cuda'):
+        raise UserError('--cuda-graphs needs --device cuda')
     on = machine.use(device, threads=threads)
     if on.type == 'cpu' and not system_malloc:
         keep_freed_memory()  # half of the spread between runs is page faults
     graphs = (False, True) if cuda_graphs else (False,)
-    own = list(_combine(forms, dtypes, layouts, graphs, mode))
-    others = list(_combine(peer_forms, dtypes, layouts, graphs, mode))
+    own = list(_combine(forms, dtypes, layouts, graphs))
+    others = list(_combine(peer_forms, dtypes, layouts, graphs))
     networks = build_networks(models, options=options, variants=variants, with_neck=with_neck,
-                              until=until, peers=peers, seed=seed)
+                              with_head=with_head, until=until,
+                              peers=default_peers(models) if peers else (), seed=seed)
     if reference:
         planned = [row for row, _ in plan(networks, own, others, shapes[0])]
         reference_of(planned[0], planned, reference)  # fails now instead of after minutes
     settings = {**arguments, 'machine': machine.describe(on),
-                'num_threads': torch.get_num_threads(), 'versions': _versions()}
+                'num_threads': torch.get_num_threads(), 'versions': machine.versions()}
     generator = torch.Generator().manual_seed(seed)
     tables: list[tuple[list[Row], list[Rate]]] = []
     for height, width in shapes:
@@ -149,31 +149,10 @@ def _check_forms(mode: str, forms: Iterable[str], peer_forms: Iterable[str],
                                 f'{", ".join(choices)}')
 
 
-def _check_graphs(cuda_graphs: bool, device: str, mode: str, forms: Iterable[str]) -> None:
-    if cuda_graphs and not device.startswith('cuda'):
-        raise UserError('--cuda-graphs needs --device cuda')
-    if cuda_graphs and mode == 'train' and 'compiled' not in forms:
-        raise UserError('--cuda-graphs of a training step are those of torch.compile: '
-                        'add --forms compiled')
-
-
 def _combine(names: Iterable[str], dtypes: Iterable[str], layouts: Iterable[str],
-             graphs: Iterable[bool], mode: str) -> Iterator[Form]:
+             graphs: Iterable[bool]) -> Iterator[Form]:
     for name in dict.fromkeys(names):
         for dtype in dict.fromkeys(dtypes):
             for layout in dict.fromkeys(layouts):
                 for graph in graphs:
-                    # A training step as a CUDA graph is torch.compile's.
-                    if not graph or name == 'compiled' or mode == 'inference':
-                        yield Form(name, dtype, layout, graph)
-
-
-def _versions() -> dict[str, str]:
-    versions = {'evit_mm': __version__, 'python': platform.python_version(),
-                'torch': torch.__version__}
-    for name in ('timm', 'torchvision'):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+                    yield Form(name, dtype, layout, graph)

@@ -5,6 +5,7 @@ drift. The order is shuffled in each round: otherwise the same model would alway
 caches that the same other one leaves behind.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,14 @@ from tqdm import tqdm
 from ..errors import UserError
 from . import machine
 
-__all__ = ['Steps', 'Stopwatch', 'Timings', 'capture_cuda_graph', 'failure_reason', 'quartiles',
-           'raise_user_errors', 'run_steps', 'take_turns']
+__all__ = ['OUT_OF_MEMORY', 'OUT_OF_TIME', 'Budget', 'Steps', 'Stopwatch', 'Timings',
+           'capture_cuda_graph', 'failure_reason', 'quartiles', 'raise_user_errors', 'run_steps',
+           'take_turns']
 
 OUT_OF_MEMORY = 'out of memory'
+OUT_OF_TIME = 'no time left'
+
+_FEWEST_ROUNDS = 3
 
 Steps = Mapping[str, Callable[[Any], Any]]
 """Named functions that run in order; each takes what the one before it returned."""
@@ -49,6 +54,22 @@ class Timings:
     def milliseconds(self) -> float:
         """Median of the totals; NaN if there are none."""
         return median(self.totals) if self.totals else float('nan')
+
+
+class Budget:
+    """Time that may be spent, from the creation of this object on.
+
+    Args:
+        seconds: The time; without a limit by default.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; negative if more than the budget has been spent."""
+        return self._end - time.monotonic()
 
 
 class Stopwatch:
@@ -98,8 +119,8 @@ def run_steps(steps: Steps, inputs: Any) -> Any:
 
 
 def take_turns(models: Mapping[str, Steps], inputs: Mapping[str, Any], stopwatch: Any, *,
-               repeats: int, warm_up: int = 3, seed: int = 0, progress: bool = False,
-               title: str = '') -> dict[str, Timings]:
+               repeats: int, warm_up: int = 3, seconds: float = math.inf, seed: int = 0,
+               progress: bool = False, title: str = '') -> dict[str, Timings]:
     """Time the steps of several models, which take turns.
 
     Args:
@@ -108,6 +129,7 @@ def take_turns(models: Mapping[str, Steps], inputs: Mapping[str, Any], stopwatch
         stopwatch: A `Stopwatch`, or an object with its methods.
         repeats: Timed rounds; each runs every model once.
         warm_up: Rounds before those, not timed.
+        seconds: Time after which no further round begins, once three have been timed.
         seed: Seed of the order within the rounds.
         progress: Whether to show a progress bar on stderr.
         title: Title of the progress bar.
@@ -117,9 +139,12 @@ def take_turns(models: Mapping[str, Steps], inputs: Mapping[str, Any], stopwatch
     """
     order = random.Random(seed)
     timings = {name: Timings({step: [] for step in steps}) for name, steps in models.items()}
+    budget = Budget(seconds)
     with tqdm(total=len(models) * (warm_up + repeats), desc=title, disable=not progress,
               leave=False) as bar:
         for round_ in range(warm_up + repeats):
+            if budget.left < 0 and round_ >= warm_up + _FEWEST_ROUNDS:
+                break
             names = list(models)
             order.shuffle(names)
             for name in names:

@@ -73,12 +73,13 @@ def _allowed_of_numpy() -> list[Any]:
         """Replace np.ndarray and its constructor; the array receives its content afterwards."""
         return np.empty(0)
 
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    # Not by its module: numpy 1.26 has a `numpy._core` too, but an empty one, for files of numpy 2.
+    scalar = np.float64().__reduce__()[0]
     allowed: list[Any] = [(numeric_dtype, 'numpy.dtype'), (empty_array, 'numpy.ndarray')]
     # numpy 1 and 2 use different module names, and files of both are in use.
     for core in ('core', '_core'):
         allowed += [(empty_array, f'numpy.{core}.multiarray._reconstruct'),
-                    (multiarray.scalar, f'numpy.{core}.multiarray.scalar')]
+                    (scalar, f'numpy.{core}.multiarray.scalar')]
     # Classes whose objects may receive content. A file can't name them: its names contain a dot.
     allowed += [(type(np.dtype(code)), f'type {code}') for code in _NUMERIC]
     return [*allowed, (np.ndarray, 'array')]

@@ -2,10 +2,15 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from .common import ConfigOptions
+
+if TYPE_CHECKING:  # its import takes seconds
+    from ..benchmark import Row
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -18,6 +23,7 @@ _FORMS = ('eager', 'deploy', 'folded', 'efficient', 'compiled')
 _PEER_FORMS = ('eager', 'fused', 'compiled')
 _DTYPES = ('fp32', 'bf16', 'fp16')
 _LAYOUTS = ('contiguous', 'channels-last')
+_SUITE_FLAGS = ('suite', 'budget', 'out', 'repeats', 'threads', 'device', 'seed')
 
 
 class _Variant(ConfigOptions):
@@ -37,9 +43,18 @@ class _Variant(ConfigOptions):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the benchmark to a parser."""
-    parser.add_argument('models', nargs='+', metavar='MODEL',
+    parser.add_argument('models', nargs='*', metavar='MODEL',
                         help='m0 to m5, the path of a config, timm://MODEL, torchvision://resnet50 '
                         'or torchvision://mobilenet_v3_large')
+
+    suite = parser.add_argument_group('a fixed set of measurements instead of MODELs')
+    suite.add_argument('--suite', choices=('gpu',),
+                       help='gpu: backbones and RetinaNets against timm and ResNet-50 as one table')
+    suite.add_argument('--budget', type=float, default=300, metavar='SECONDS',
+                       help='time after which nothing more is measured; the most important rows '
+                       'come first (default: 300)')
+    suite.add_argument('--out', type=Path, default=Path('work_dirs', 'gpu'), metavar='FOLDER',
+                       help='folder of benchmark.md and benchmark.json (default: work_dirs/gpu)')
 
     what = parser.add_argument_group('what to measure')
     what.add_argument('--mode', choices=_MODES, default='inference',
@@ -62,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help='measure each form as a CUDA graph too')
     what.add_argument('--with-neck', action='store_true',
                       help='put RetinaNet\'s neck (256 channels, strides 8 to 128) after backbones')
+    what.add_argument('--with-head', action='store_true',
+                      help='put RetinaNet\'s neck and head (80 classes) after backbones')
     what.add_argument('--until', choices=('backbone', 'neck'),
                       help='leave out the parts of a config\'s model after this one')
     what.add_argument('--variant', nargs='+', action=_Variant, metavar=('TITLE', 'KEY=VALUE'),
@@ -95,7 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help='keep the default settings of malloc, with which a CPU pays for new '
                      'pages in each run; without this flag freed memory is kept, as in '
                      'tools/train.py and tools/test.py --fast')
-    how.add_argument('--device', default='cpu', help='device as torch names it (default: cpu)')
+    how.add_argument('--device', help='device as torch names it (default: cpu, or cuda with '
+                     '--suite gpu)')
     how.add_argument('--seed', type=int, default=0,
                      help='seed of weights, images and the order of runs (default: 0)')
     how.add_argument('--json', type=Path, metavar='FILE', help='write all results to FILE')
@@ -107,21 +125,56 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and print a table for each image size as soon as it is done.
 
     Raises:
-        UserError: If an argument can't be used, or, after all tables, if a row failed; rows that
-            ``--peers`` added may fail.
+        UserError: If an argument can't be used, or, after all tables, if a row failed; peers that
+            were not named may fail, and a suite may run out of memory or time.
     """
     from ..benchmark import benchmark
-    from ..errors import UserError
 
+    if args.suite:
+        _run_suite(args)
+        return
+    others = [f'--{name}' for name in ('budget', 'out') if _is_changed(args, name)]
+    if others:
+        raise UserError(f'{" and ".join(others)} belong to --suite: leave them out')
+    if not args.models:
+        raise UserError('nothing to measure: name a MODEL, such as m4, or pass --suite gpu')
     shapes = args.shapes or [tuple(args.shape or (512, 512))]
     rows = benchmark(
         args.models, mode=args.mode, forms=args.forms, dtypes=args.dtype, layouts=args.layouts,
-        cuda_graphs=args.cuda_graphs, with_neck=args.with_neck, until=args.until,
-        variants=args.variant or (), options=args.cfg_options, peers=args.peers,
+        cuda_graphs=args.cuda_graphs, with_neck=args.with_neck, with_head=args.with_head,
+        until=args.until, variants=args.variant or (), options=args.cfg_options, peers=args.peers,
         peer_forms=args.peer_forms, reference=args.reference, shapes=shapes, batch=args.batch,
         repeats=args.repeats, threads=args.threads, system_malloc=args.system_malloc,
-        device=args.device, seed=args.seed, json=args.json, plot=args.plot, report=print)
-    failed = [row for row in rows if row.failure and not (args.peers and row.peer)]
+        device=args.device or 'cpu', seed=args.seed, json=args.json, plot=args.plot, report=print)
+    _report_failures(rows, [row for row in rows if row.failure and not (args.peers and row.peer)])
+
+
+def _run_suite(args: argparse.Namespace) -> None:
+    from ..benchmark import benchmark_gpu
+    from ..benchmark.timing import OUT_OF_MEMORY, OUT_OF_TIME
+
+    others = [name for name in vars(args) if name not in _SUITE_FLAGS and _is_changed(args, name)]
+    if others:
+        flags = ', '.join('MODEL' if name == 'models' else f'--{name.replace("_", "-")}'
+                          for name in others)
+        raise UserError(f'--suite {args.suite} has models, forms and sizes of its own: leave '
+                        f'{flags} out')
+    rows = benchmark_gpu(out=args.out, device=args.device or 'cuda', budget=args.budget,
+                         repeats=args.repeats, threads=args.threads, seed=args.seed,
+                         report=lambda text: print(text, flush=True))
+    _report_failures(rows, [row for row in rows if not row.peer
+                            and row.failure not in (None, OUT_OF_MEMORY, OUT_OF_TIME)])
+
+
+def _is_changed(args: argparse.Namespace, name: str) -> bool:
+    """Return whether an argument of the benchmark has another value than its default."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    return name in defaults and getattr(args, name) != defaults[name]
+
+
+def _report_failures(rows: Sequence['Row'], failed: Sequence['Row']) -> None:
     if failed:
         raise UserError(f'{len(failed)} of {len(rows)} rows failed, the first is {failed[0]}: '
                         f'{failed[0].failure}')

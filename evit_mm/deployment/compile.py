@@ -11,8 +11,7 @@ from ..errors import UserError
 __all__ = ['check_compiler', 'compiled']
 
 
-def compiled(forward: Callable[..., Any], device: str, *, inference: bool,
-             cuda_graphs: bool = False) -> Callable[..., Any]:
+def compiled(forward: Callable[..., Any], device: str, *, inference: bool) -> Callable[..., Any]:
     """Compile a module or its forward, with one graph for each size of its inputs.
 
     For inference on a CPU, weights are constants of the graph, so that they are reordered for
@@ -22,12 +21,9 @@ def compiled(forward: Callable[..., Any], device: str, *, inference: bool,
         forward: A module, or the forward of one.
         device: Type of the device that it runs on, such as ``'cpu'``.
         inference: Compile for inference, without a backward pass.
-        cuda_graphs: Replay the kernels as CUDA graphs, on a GPU.
     """
     # One graph for all sizes takes minutes to compile.
-    if device != 'cpu':
-        return torch.compile(forward, dynamic=False, options={'triton.cudagraphs': cuda_graphs})
-    if not inference:
+    if device != 'cpu' or not inference:
         return torch.compile(forward, dynamic=False)
     # Calling the hundreds of kernels of a graph from Python takes a tenth of the time of a small
     # image; from C++ it does not. For a training step, compiling that C++ takes minutes.

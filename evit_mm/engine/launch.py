@@ -45,6 +45,7 @@ def prepare_processes(config: Config, launcher: str) -> None:
              if not (isinstance(hook, Mapping)
                      and hook.get('type') in (mean_loss, 'MeanLossHook'))]
     config.custom_hooks = [*hooks, dict(type=mean_loss)]
+    atexit.register(_leave_processes)
     if torch.cuda.is_available():
         return
     if launcher != 'pytorch':
@@ -57,7 +58,6 @@ def prepare_processes(config: Config, launcher: str) -> None:
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-        atexit.register(_leave_processes)
 
 
 _work_is_done = False
@@ -73,10 +73,14 @@ def _leave_processes() -> None:
     """Leave the group, and end the process before torch tears its threads down.
 
     Torch 2.11 with gloo sometimes aborts there ("terminate called without an active exception") in
-    a process that has done its work, which torchrun takes for a failure. This function is
-    registered before any experiment tracker's exit function, and thus runs after all of them.
+    a process that has done its work, which torchrun takes for a failure; NCCL warns of a group that
+    nobody has left. This function is registered before any experiment tracker's exit function, and
+    thus runs after all of them.
     """
-    if torch.distributed.is_initialized():
+    # After an error, NCCL might wait for processes that are still training; torchrun ends them only
+    # when this one has ended.
+    if torch.distributed.is_initialized() and (
+            _work_is_done or torch.distributed.get_backend() == 'gloo'):
         torch.distributed.destroy_process_group()
     if _work_is_done:
         logging.shutdown()

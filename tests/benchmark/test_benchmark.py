@@ -121,6 +121,7 @@ def test_mistakes_are_reported(repository, tmp_path, small_statistics):
         '--peer-forms fused is not possible with --mode train': ('m0', '--mode', 'train',
                                                                  '--peer-forms', 'fused'),
         '--cuda-graphs needs --device cuda': ('m0', '--cuda-graphs'),
+        '--peers needs a backbone': (segmentor, '--peers'),
         '--reference m7: no such row': ('m0', '--reference', 'm7'),
     }.items():
         with pytest.raises(UserError, match=match):

@@ -158,9 +158,9 @@ def test_backbone_and_neck_are_compiled_after_folding(network, image, monkeypatc
         prepared = prepare(network.model, Form('compiled'), image, peer=peer)
         assert [module for module, *_ in calls] == list(prepared.model.values())
         assert bool(norms_of(prepared.model)) is peer
-        assert calls[0][1:] == ('cpu', dict(inference=True, cuda_graphs=False))
+        assert calls[0][1:] == ('cpu', dict(inference=True))
     prepared = prepare(network.model, Form('compiled'), image, mode='train')
-    assert calls[-1][2] == dict(inference=False, cuda_graphs=False)
+    assert calls[-1][2] == dict(inference=False)
     assert prepared.model['backbone'].fold_norm
 
 

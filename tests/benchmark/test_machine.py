@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from evit_mm.benchmark import machine
 from evit_mm.benchmark.machine import describe, use
 from evit_mm.errors import UserError
 
@@ -25,3 +26,15 @@ def test_invalid_devices_and_threads_are_rejected():
         use('quantum')
     with pytest.raises(UserError, match='--threads must be positive, got 0'):
         use('cpu', threads=0)
+
+
+def test_the_driver(monkeypatch, tmp_path):
+    """The first card's version, and nothing where there is no card or no such program."""
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert machine.driver() is None
+    program = tmp_path / 'nvidia-smi'
+    for script, expected in (('echo 580.65.06; echo 580.65.06', '580.65.06'), ('exit 9', None),
+                             (':', None)):
+        program.write_text(f'#!/bin/sh\n{script}\n')
+        program.chmod(0o755)
+        assert machine.driver() == expected

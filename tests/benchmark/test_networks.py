@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evit_mm.benchmark.networks import build_networks, randomize
+from evit_mm.benchmark.networks import build_networks, default_peers, randomize
 from evit_mm.errors import UserError
 
 
@@ -92,7 +92,7 @@ def test_parts_of_configs(repository, small_statistics):
 
 def test_peers_that_cant_be_built_have_the_reason(monkeypatch, small_statistics):
     monkeypatch.setitem(sys.modules, 'timm', None)
-    networks = build_networks(['m0'], peers=True)
+    networks = build_networks(['m0'], peers=default_peers(['m0']))
     assert [network.name for network in networks] == [
         'm0', 'timm://efficientvit_m0', 'torchvision://resnet50',
         'torchvision://mobilenet_v3_large']
@@ -108,12 +108,27 @@ def test_mistakes_are_reported(repository, small_statistics):
         ('needs a single model', ['m0', 'm1'], dict(variants=[('x', {})])),
         ('--variant can\'t change', ['torchvision://resnet50'], dict(variants=[('x', {'a': 1})])),
         ('pass one of them', ['m0'], dict(with_neck=True, until='neck')),
-        ('is a config', [config], dict(with_neck=True)),
+        ('--with-neck is for backbones', [config], dict(with_neck=True)),
+        ('--with-head is for backbones', [config], dict(with_head=True)),
+        ('pass one of them', ['m0'], dict(with_head=True, until='neck')),
         ('is a backbone', ['m0'], dict(until='neck')),
         ('has only backbone, decode_head', [config], dict(until='neck')),
         ('second stage', [two_stages], {}),
-        ('--peers needs a backbone', [config], dict(peers=True)),
         ('KEY=VALUE pairs', ['timm://efficientvit_m0?448'], {}),
     ]:
         with pytest.raises(UserError, match=match):
             build_networks(subjects, **options)
+
+
+def test_the_detector_is_that_of_the_config(repository, small_statistics):
+    config = build_networks([str(repository / 'configs' / 'retinanet_evit_m0_coco.py')])[0].model
+    composed = build_networks(['m0'], with_head=True)[0].model
+    assert list(composed) == list(config) == ['backbone', 'neck', 'bbox_head']
+    for part in ('neck', 'bbox_head'):
+        assert ([tensor.shape for tensor in composed[part].state_dict().values()]
+                == [tensor.shape for tensor in config[part].state_dict().values()])
+    scores, boxes = outputs_of(build_networks(['m0'], with_head=True)[0],
+                               torch.randn(1, 3, 128, 192))
+    assert [tuple(level.shape[1:]) for level in scores] == [
+        (720, 16, 24), (720, 8, 12), (720, 4, 6), (720, 2, 3), (720, 1, 2)]
+    assert [level.shape[1] for level in boxes] == [36] * 5

@@ -96,3 +96,11 @@ def test_the_stopwatch_returns_the_times_between_marks(monkeypatch):
     stopwatch.mark()
     stopwatch.mark()
     assert stopwatch.read() == [250, 250]
+
+
+def test_rounds_end_with_the_time():
+    """Three rounds are timed in any case, as the first ones are slow."""
+    clock, log = FakeStopwatch(), []
+    models = {'a': fake_steps(clock, log, 'a', 1)}
+    timings = take_turns(models, {'a': 0}, clock, repeats=20, warm_up=2, seconds=0)
+    assert timings['a'].totals == [1] * 3 and len(log) == 5

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -42,6 +43,21 @@ def test_an_unknown_name(config):
     path = config("_base_ = 'evit_mm::retinanet.py'\n")
     with pytest.raises(FileNotFoundError, match=r'no such file: .*retinanet\.py \(evit_mm::'):
         Config.fromfile(path)
+
+
+def test_a_fork_that_is_published_under_another_name(monkeypatch):
+    """mmengine looks for the distributions mmdet and mmsegmentation."""
+    name = 'mmseg::_base_/models/upernet_r50.py'
+    expected = Config._get_cfg_path(name, '')
+    asked = []
+    monkeypatch.setattr('mmengine.config.config.is_installed', asked.append)
+    path, scope = Config._get_cfg_path(name, '')
+    assert len(asked) == 1 and scope == expected[1] == 'mmseg'
+    assert Path(path).is_file() and Path(path).samefile(expected[0])
+    with pytest.raises(FileNotFoundError, match=r'no such file: .*none\.py \(mmseg::.* mine'):
+        Config._get_cfg_path('mmseg::_base_/none.py', 'mine.py')
+    with pytest.raises(ModuleNotFoundError, match='mmrotate is not installed'):
+        Config._get_cfg_path('mmrotate::_base_/none.py', '')
 
 
 def test_installing_twice_wraps_once():

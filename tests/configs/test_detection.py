@@ -2,47 +2,29 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
+from families.batches import detection_batch
+from families.trial import batch_for, make_small, predict_once, train_once
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData
 
 from evit_mm.checkpoint import address
+from evit_mm.engine.preflight.model import check_model
 from evit_mm.models import ARCHS
 
-CONFIGS = sorted(path for path in (Path(__file__).resolve().parents[2] / 'configs').glob('*.py')
+FOLDER = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('retinanet_', 'mask_rcnn_')))
 # The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm4', 'm5')))
              for path in CONFIGS]
+# These exist for M4 alone.
+OTHERS = ['atss', 'cascade_mask_rcnn', 'dino', 'faster_rcnn', 'fcos', 'gfl', 'rtmdet', 'tood']
+SLOW = ['cascade_mask_rcnn', 'dino', 'faster_rcnn']
+OWN_SCHEDULE = ['dino', 'rtmdet']
 ZOO = 'https://github.com/xinyuliu-jeffrey/EfficientViT_Model_Zoo/releases/download/v1.0/'
-
-
-def detection_batch(num_classes, height=96, width=128):
-    """Return two images with two objects each, and masks."""
-    samples = []
-    for i in range(2):
-        boxes = torch.tensor([[8.0, 8, 60, 70], [40, 20, 120, 90]])
-        masks = np.zeros((2, height, width), np.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
-            mask[y1:y2, x1:x2] = 1
-        sample = DetDataSample(metainfo=dict(
-            img_id=i, img_shape=(height, width), ori_shape=(height, width),
-            pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0)))
-        sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=torch.tensor([0, num_classes - 1]),
-            masks=BitmapMasks(masks, height, width))
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long(),
-            masks=BitmapMasks(np.zeros((0, height, width), np.uint8), height, width))
-        samples.append(sample)
-    return dict(inputs=[torch.randint(0, 256, (3, height, width), dtype=torch.uint8)] * 2,
-                data_samples=samples)
 
 
 def test_all_variants_have_configs():
@@ -51,29 +33,21 @@ def test_all_variants_have_configs():
             for arch in ARCHS} <= names
 
 
+def test_every_coco_config_belongs_to_a_test():
+    assert {path.stem for path in FOLDER.glob('*_coco.py')} == {
+        *(path.stem for path in CONFIGS if path.stem.endswith('_coco')),
+        *(f'{name}_evit_m4_coco' for name in OTHERS)}
+
+
 @pytest.mark.parametrize('path', SOME_SLOW)
 def test_config_builds_learns_and_predicts(path):
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
-    if path.stem.endswith('_coco'):
-        arch = path.stem.split('_')[-2]
-        assert config.model.backbone.arch == arch
-        assert address(config.model.backbone.init_cfg.checkpoint) == \
-            f'{ZOO}efficientvit_{arch}.pth'
-        assert config.model.backbone.norm_eval
-        config.model.backbone.init_cfg = None
-        # The published protocol.
-        assert config.optim_wrapper.optimizer == dict(
-            type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
-        assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
-        assert 'clip_grad' not in config.optim_wrapper
-        assert config.train_dataloader.batch_size == 2
-        assert config.auto_scale_lr.base_batch_size == 16
-        assert config.train_dataloader.dataset.pipeline[2].scale == (1333, 800)
+    config.model.backbone.init_cfg = None
     model = MODELS.build(config.model)
     model.init_weights()
     heads = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
-    batch = detection_batch(heads.num_classes)
+    batch = detection_batch(heads.num_classes, 96, 128)
 
     model.train()
     losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
@@ -89,6 +63,56 @@ def test_config_builds_learns_and_predicts(path):
         results = model(**data, mode='predict')
         assert len(results) == 2 and hasattr(results[0].pred_instances, 'scores')
         assert model(**data, mode='tensor') is not None
+
+
+@pytest.mark.parametrize('path', [
+    *(path for path in CONFIGS if path.stem.endswith('_coco')),
+    *(FOLDER / f'{name}_evit_m4_coco.py' for name in OTHERS)], ids=lambda path: path.stem)
+def test_coco_config_states_its_protocol(path):
+    config = Config.fromfile(path)
+    name, _, arch = path.stem.removesuffix('_coco').rpartition('_evit_')
+    assert config.model.backbone.arch == arch
+    assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
+    assert config.model.backbone.norm_eval == (name != 'rtmdet')
+    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    # The ImageNet weights are those of images normalized like this; RTMDet's order is BGR.
+    preprocessor = config.model.data_preprocessor
+    rgb = slice(None) if preprocessor.bgr_to_rgb else slice(None, None, -1)
+    assert (preprocessor.mean[rgb], preprocessor.std[rgb]) == (
+        [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    if name in OWN_SCHEDULE:
+        epochs, images = {'rtmdet': (300, 32), 'dino': (12, 2)}[name]
+        assert config.train_cfg.max_epochs == epochs
+        assert config.train_dataloader.batch_size == images
+        return
+    # The protocol of the published detectors.
+    assert config.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
+    assert 'clip_grad' not in config.optim_wrapper
+    warm_up, steps = config.param_scheduler
+    assert (warm_up.start_factor, warm_up.end) == (0.001, 501)
+    assert (steps.milestones, config.train_cfg.max_epochs) == ([8, 11], 12)
+    assert config.train_dataloader.batch_size == 2
+    assert config.auto_scale_lr.base_batch_size == 16
+    assert config.train_dataloader.dataset.pipeline[2].scale == (1333, 800)
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OTHERS])
+def test_other_detector_builds_learns_and_predicts(name):
+    config = Config.fromfile(FOLDER / f'{name}_evit_m4_coco.py')
+    init_default_scope(config.default_scope)
+    make_small(config.model)
+    if name == 'dino':
+        config.model.num_queries = 20  # fewer than the tokens of a small image
+    model = MODELS.build(config.model)
+    model.init_weights()
+    check_model(model, config.model)
+    batch = batch_for(config, size=(96, 128))
+    train_once(model, batch)
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f'{parameter_name} has no gradient'
+    predict_once(model, batch)
 
 
 def test_the_config_of_the_readme_builds(repository, tmp_path):

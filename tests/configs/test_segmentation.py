@@ -4,18 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.batches import segmentation_batch
+from families.trial import make_small, predict_once, train_once
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from torch.utils.flop_counter import FlopCounterMode
 
 from evit_mm.checkpoint import address
+from evit_mm.engine.preflight.model import check_model
 from evit_mm.models import ARCHS
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
 CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('upernet_', 'semantic_fpn_')))
+# These exist for M4 alone.
+OTHERS = ['deeplabv3plus', 'mask2former', 'segformer']
 # The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_ade' in path.stem for arch in ('m1', 'm2', 'm3', 'm4', 'm5')))
@@ -33,24 +36,14 @@ def build(path, **backbone):
 
 
 def batch(height=96, width=128, num_images=2):
-    """Return images whose label maps have the first and the last class, and ignored pixels."""
-    samples = []
-    for _ in range(num_images):
-        shape = (height, width)
-        sample = SegDataSample(metainfo=dict(
-            img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0)))
-        labels = torch.full((1, height, width), 255)
-        labels[:, :height // 2], labels[:, -8:] = 0, NUM_CLASSES - 1
-        sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
-    images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in samples]
-    return dict(inputs=images, data_samples=samples)
+    return segmentation_batch(NUM_CLASSES, height, width, num_images=num_images)
 
 
 def test_every_config_belongs_to_a_test():
-    from_detection = ('retinanet_', 'mask_rcnn_')
-    assert {path for path in FOLDER.glob('*.py')
-            if not path.name.startswith(from_detection)} == set(CONFIGS)
+    others = {FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS}
+    from_detection = {path for path in FOLDER.glob('*.py')
+                      if path.stem.endswith('_coco') or path.name.startswith('retinanet_')}
+    assert set(FOLDER.glob('*.py')) - from_detection == {*CONFIGS, *others}
     assert {f'{head}_evit_{arch}_ade20k' for head in ('upernet', 'semantic_fpn')
             for arch in ARCHS} <= {path.stem for path in CONFIGS}
 
@@ -79,12 +72,26 @@ def test_config_builds_learns_and_predicts(path):
         assert logits.shape[:2] == (2, NUM_CLASSES) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.endswith('_ade20k')],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_segmentor_builds_learns_and_predicts(name):
+    config = Config.fromfile(FOLDER / f'{name}_evit_m4_ade20k.py')
+    init_default_scope(config.default_scope)
+    make_small(config.model)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    check_model(model, config.model)
+    train_once(model, batch())
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f'{parameter_name} has no gradient'
+    predict_once(model, batch())
+
+
+@pytest.mark.parametrize('path', [
+    *(path for path in CONFIGS if path.stem.endswith('_ade20k')),
+    *(FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS)], ids=lambda path: path.stem)
 def test_ade20k_config_states_its_protocol(path):
     config = Config.fromfile(path)
     arch = path.stem.split('_evit_')[1][:2]
-    is_upernet = path.stem.startswith('upernet')
     assert config.model.backbone.arch == arch
     assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
     assert config.model.backbone.norm_eval
@@ -94,7 +101,9 @@ def test_ade20k_config_states_its_protocol(path):
     assert config.train_dataloader.dataset.type == 'ADE20KDataset'
     assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
     optimizer = config.optim_wrapper.optimizer
-    batch_size, steps, decay = (16, 160000, 0.01) if is_upernet else (32, 40000, 1e-4)
+    batch_size, steps, decay = {
+        'semantic_fpn': (32, 40000, 1e-4), 'mask2former': (16, 160000, 0.05),
+    }.get(path.stem.split('_evit_')[0], (16, 160000, 0.01))
     assert config.train_dataloader.batch_size == batch_size
     assert config.auto_scale_lr.base_batch_size == batch_size
     assert config.train_cfg.max_iters == steps == config.param_scheduler[-1].end

@@ -1,21 +1,17 @@
 """Small datasets in real formats, configs for them, one shared training, and ways to run more."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from small_runs import DETECTION, LOADERS, fresh_registries, read_scalars
 
 from evit_mm.checkpoint import safe_load
 from evit_mm.data import generate_ade, generate_coco
@@ -23,20 +19,6 @@ from evit_mm.engine import config as configure
 from evit_mm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-LOADERS = {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test')
-           for key, value in (('num_workers', 0), ('persistent_workers', False))}
-# Two epochs of four iterations, without the flips that a resumed process would draw differently.
-DETECTION = {
-    **LOADERS, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2,
-    'train_dataloader.batch_size': 2, 'train_dataloader.dataset.pipeline.2.scale': (96, 96),
-    'train_dataloader.dataset.pipeline.3.prob': 0.0,
-    'val_dataloader.dataset.pipeline.1.scale': (96, 96),
-    'test_dataloader.dataset.pipeline.1.scale': (96, 96),
-    'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 1,
-    'default_hooks.checkpoint.max_keep_ckpts': -1,
-    # A model that has hardly learnt predicts nothing above the usual threshold.
-    'model.test_cfg.score_thr': 0.0}
 
 SEGMENTOR = """
 _base_ = ['mmseg::_base_/models/upernet_r50.py', 'mmseg::_base_/datasets/ade20k.py',
@@ -61,22 +43,9 @@ default_hooks = dict(checkpoint=dict(interval=4))
 """
 
 
-@contextmanager
-def _fresh_registries() -> Iterator[None]:
-    """Hide the logger, message hub, visualizer and default scope of earlier runs.
-
-    mmengine keeps them for the life of the process under the config's name and the second at which
-    the run began, so that the second of two quick runs would log to the first one's streams.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in (DefaultScope, MessageHub, MMLogger, Visualizer):
-            patch.setattr(kind, '_instance_dict', type(kind._instance_dict)())
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _no_earlier_run() -> Iterator[None]:
-    with _fresh_registries():
+    with fresh_registries():
         yield
 
 
@@ -159,13 +128,7 @@ def trained(tmp_path_factory, script, config_file, shapes) -> SimpleNamespace:
 def scalars() -> Callable[[Path], list[dict]]:
     """Read the logged training steps of the latest run in a work dir."""
 
-    def read(work_dir: Path) -> list[dict]:
-        path = max(Path(work_dir).glob('*/vis_data/scalars.json'),
-                   key=lambda path: path.stat().st_mtime)
-        return [entry for entry in map(json.loads, path.read_text().splitlines())
-                if 'loss' in entry]
-
-    return read
+    return read_scalars
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from evit_mm.errors import ConfigError
 from evit_mm.models import ARCHS, EfficientViT
 
 TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2), key_dims=(8, 8, 8))
-DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='no CUDA GPU'))]
+DEVICES = ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='no CUDA GPU')])]
 
 
 def map_error(actual, expected) -> float:
