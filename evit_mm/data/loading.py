@@ -38,21 +38,34 @@ class CheckedLoadImage(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Add ``img`` (H, W, C), ``img_shape`` and ``ori_shape``.
 
+        Returns:
+            dict: ``results``; None for an image that can't be loaded, with ``ignore_empty``.
+
         Raises:
             UserError: If the image is wrong; names the file.
         """
         path = results['img_path']
         try:
-            content = fileio.get(path, backend_args=self.backend_args)
-        except OSError as error:
+            image = self._load(path, _annotated_size(results))
+        except UserError:
             if self.ignore_empty:
                 return None
-            raise UserError(f'can\'t read the image {path}: {error.strerror or error}') from error
+            raise
+        results['img'] = image.astype('float32') if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _load(self, path: str, size: tuple[int, int] | None) -> Any:
+        """Return an image (H, W, C) of a height and width, if they are known."""
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or error
+            raise UserError(f'can\'t read the image {path}: {reason}') from error
         if _is_cut_off(content):
             raise UserError(f'the image {path} was cut off: its file ends too early; copy it '
                             'again, or remove it from the dataset')
         image = self._decode(content, path, self.color_type)
-        size = _annotated_size(results)
         if size and image.shape[:2] != size and image.shape[1::-1] == size \
                 and 'ignore_orientation' not in self.color_type:
             flag = {'color': 'color_ignore_orientation',
@@ -64,9 +77,7 @@ class CheckedLoadImage(LoadImageFromFile):
                 f'the image {path} is {image.shape[1]}x{image.shape[0]} (width x height), but its '
                 f'annotations are for {size[1]}x{size[0]}: correct width and height in the '
                 'annotation file, or use the image that was annotated')
-        results['img'] = image.astype('float32') if self.to_float32 else image
-        results['img_shape'] = results['ori_shape'] = image.shape[:2]
-        return results
+        return image
 
     def _decode(self, content: bytes, path: str, flag: str) -> Any:
         reason = 'it is empty' if not content else f'{self.imdecode_backend} can\'t decode it'

@@ -51,8 +51,8 @@ class Findings(list[Finding]):
     def add(self, kind: str, severity: Severity, message: str,
             examples: Sequence[str] = ()) -> None:
         """Add a finding about ``examples``, all that are concerned."""
-        self.append(Finding(kind, severity, message, max(1, len(examples)),
-                            tuple(examples[:_EXAMPLES])))
+        self.append(Finding(kind, severity, _printable(message), max(1, len(examples)),
+                            tuple(map(_printable, examples[:_EXAMPLES]))))
 
     def of(self, *severities: Severity) -> list[Finding]:
         """Return the findings of some severities."""
@@ -67,9 +67,7 @@ class Findings(list[Finding]):
         Raises:
             UserError: With that finding's sentence, and the number of others.
         """
-        stopping = self.of(Severity.ERROR)
-        if not skip_invalid:
-            stopping += self.of(Severity.INVALID)
+        stopping = self.of(Severity.ERROR, *([] if skip_invalid else [Severity.INVALID]))
         if not stopping:
             return
         first, others = stopping[0], len(stopping) - 1
@@ -84,3 +82,9 @@ def shorten(values: Iterable[object], limit: int = 3) -> str:
     """Return the first values as a list in a sentence."""
     shown = [str(value) for value in values]
     return ', '.join(shown[:limit]) + (' ...' if len(shown) > limit else '')
+
+
+def _printable(text: str) -> str:
+    """Return a text on one line; names in files may have line breaks and halves of characters."""
+    return ''.join(letter if letter.isprintable() else
+                   letter.encode('unicode_escape').decode() for letter in text)

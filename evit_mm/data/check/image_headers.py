@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -81,7 +82,8 @@ def read_headers(paths: Iterable[str], *, seconds: float | None = None, title: s
     headers: dict[str, ImageHeader] = {}
     start = time.monotonic()
     # Reading a header waits for the disk most of the time.
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, \
+    with _images_of_any_size(), \
+            ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, \
             tqdm(total=len(names), desc=title, unit='image', disable=not progress,
                  leave=False) as bar:
         for some in _batches(names, 512):
@@ -90,6 +92,16 @@ def read_headers(paths: Iterable[str], *, seconds: float | None = None, title: s
             headers.update(zip(some, pool.map(read_header, some), strict=True))
             bar.update(len(some))
     return headers
+
+
+@contextmanager
+def _images_of_any_size() -> Iterator[None]:
+    """Let Pillow open images larger than its limit, as only their headers are read."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _batches(values: list[str], size: int) -> Iterator[list[str]]:

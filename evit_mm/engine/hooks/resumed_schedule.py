@@ -36,7 +36,8 @@ class ResumedScheduleHook(Hook):
         """Compare the schedules, and put the config's into the checkpoint if it shall be used.
 
         Raises:
-            UserError: If it shall be used, and the run has several optimizers.
+            UserError: If it shall be used, and the run has several optimizers or a schedule that
+                depends on metrics; if the optimizer has other groups of parameters.
         """
         if not runner._resume or 'optimizer' not in checkpoint:
             return
@@ -47,9 +48,15 @@ class ResumedScheduleHook(Hook):
                 raise UserError('--new-schedule works with one optimizer, and this config has '
                                 'several: leave it out')
             return
+        saved = checkpoint['optimizer'].get('param_groups', [])
+        if len(saved) != len(optimizer.param_groups):
+            raise UserError('the checkpoint can\'t be resumed from: its optimizer has '
+                            f'{len(saved)} groups of parameters, the config\'s '
+                            f'{len(optimizer.param_groups)}; '
+                            'restore optim_wrapper.paramwise_cfg, or start from its weights with '
+                            'load_from')
         differences = [
-            *_different_groups(checkpoint['optimizer'].get('param_groups', []),
-                               optimizer.param_groups),
+            *_different_groups(saved, optimizer.param_groups),
             *_different_schedulers(checkpoint.get('param_schedulers') or [], schedulers)]
         if not differences:
             return
@@ -61,9 +68,12 @@ class ResumedScheduleHook(Hook):
             return
         print_log(f'the config\'s schedule replaces that of the checkpoint: {text}',
                   logger='current')
+        if any(hasattr(scheduler, 'monitor') for scheduler in schedulers):
+            raise UserError('--new-schedule can\'t tell the rate that a schedule which follows a '
+                            'metric would have reached: leave it out')
         meta = checkpoint.get('meta') or {}
-        _fast_forward(schedulers, meta.get('iter', 0), meta.get('epoch', 0))
-        saved = checkpoint['optimizer']['param_groups']
+        _fast_forward(schedulers, meta.get('iter', 0), meta.get('epoch', 0),
+                      len(runner.train_loop.dataloader))
         for old, new in zip(saved, optimizer.param_groups, strict=True):
             old.update({key: value for key, value in new.items() if key != 'params'})
         state = runner.optim_wrapper.state_dict()
@@ -111,9 +121,8 @@ def _short(value: Any) -> Any:
     return sorted(value) if isinstance(value, Mapping) else value
 
 
-def _fast_forward(schedulers: list[Any], iterations: int, epochs: int) -> None:
+def _fast_forward(schedulers: list[Any], iterations: int, epochs: int, per_epoch: int) -> None:
     """Step schedulers as a training would have until it reached an iteration and epoch."""
-    per_epoch = iterations // epochs if epochs else 0
     by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
     by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
     with warnings.catch_warnings():
@@ -121,6 +130,6 @@ def _fast_forward(schedulers: list[Any], iterations: int, epochs: int) -> None:
         for iteration in range(1, iterations + 1):
             for scheduler in by_iteration:
                 scheduler.step()
-            if per_epoch and iteration % per_epoch == 0 and iteration <= per_epoch * epochs:
+            if iteration % per_epoch == 0 and iteration <= per_epoch * epochs:
                 for scheduler in by_epoch:
                     scheduler.step()

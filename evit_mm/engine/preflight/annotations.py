@@ -4,19 +4,21 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.registry import METRICS
 
 from ...data.check import CocoCheck, Severity, check_coco, read_coco, read_headers
 from ...errors import ConfigError, UserError
 from ...files import write_json
 from ..config import leaf_datasets
-from .files import coco_classes, is_remote
+from .categories import compare_categories
+from .files import base_class, class_of, coco_classes, is_remote
 
-__all__ = ['check_annotations', 'check_dataset', 'report', 'write_repaired']
+__all__ = ['check_annotations', 'check_dataset', 'report', 'sources_of', 'write_repaired']
 
 _QUICK_SECONDS = 10.0  # for reading image headers before a run; `evit-mm data check` reads all
 
@@ -31,6 +33,8 @@ class _Source:
         images: Folder of its images.
         classes: The classes that it reads.
         needs_masks: Whether its pipeline or its evaluator needs masks.
+        needs_objects: Whether it has to have objects.
+        min_image_size: Side in pixels below which it leaves images out.
     """
 
     dataset: MutableMapping[str, Any]
@@ -38,6 +42,8 @@ class _Source:
     images: str
     classes: Sequence[str]
     needs_masks: bool
+    needs_objects: bool = True
+    min_image_size: float = 0
 
 
 def check_annotations(config: Any, split: str, *, skip_invalid: bool = False,
@@ -58,22 +64,36 @@ def check_annotations(config: Any, split: str, *, skip_invalid: bool = False,
         ConfigError: If an evaluator reads the annotations of other images.
     """
     evaluators = [] if split == 'train' else list(_evaluators(config.get(f'{split}_evaluator')))
-    needs_masks = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
-    sources = list(_sources(config, split, needs_masks))
+    sources = sources_of(config, split)
+    checks: dict[str, CocoCheck] = {}  # by file
     for source in sources:
         check = check_dataset(source, seconds=_QUICK_SECONDS)
         report(check, split, skip_invalid=skip_invalid)
-        for evaluator in evaluators if len(sources) == 1 else ():
-            _check_evaluator(evaluator, check, source.dataset, split)
+        compare_categories(source.path, [category['name']
+                                         for category in check.content['categories']],
+                           source.classes, ignore_unknown=True)
+        checks[os.path.realpath(source.path)] = check
+    for evaluator in evaluators if sources else ():
+        path = os.path.realpath(evaluator['ann_file'])
+        if _is_coco_metric(evaluator, config.get('default_scope')):
+            if len(sources) == 1:
+                _check_images_used(evaluator, sources[0], split)
+            if path not in checks:
+                theirs = _check_evaluator(evaluator, sources, checks, split)
+                theirs.findings.raise_errors(skip_invalid=skip_invalid)
+                checks[path] = theirs
+    for path, check in checks.items():
         if not check.is_changed:
             continue
         if repaired is None:
-            raise UserError(f'{source.path} has to be repaired before it can be used: run '
+            raise UserError(f'{check.path} has to be repaired before it can be used: run '
                             'evit-mm data check with --repair, and use the copy that it writes')
         copy = str(write_repaired(check, repaired))
-        source.dataset['ann_file'] = copy
+        for source in sources:
+            if os.path.realpath(source.path) == path:
+                source.dataset['ann_file'] = copy
         for evaluator in evaluators:
-            if _is_same_file(evaluator['ann_file'], source.path):
+            if os.path.realpath(evaluator['ann_file']) == path:
                 evaluator['ann_file'] = copy
 
 
@@ -89,15 +109,20 @@ def check_dataset(source: _Source, *, seconds: float | None = None, progress: bo
     Raises:
         UserError: If the file is not a COCO annotation file.
     """
-    content = read_coco(source.path)
-    files = [image['file_name'] for image in content['images']
-             if isinstance(image.get('file_name'), str)]
-    paths = [os.path.join(source.images, file) for file in files]
-    headers = read_headers(paths, seconds=seconds, progress=progress, title=source.path.name)
+    content = read_coco(source.path, needs_objects=source.needs_objects)
+    paths = {image['file_name']: os.path.join(source.images, image['file_name'])
+             for image in content['images'] if isinstance(image.get('file_name'), str)}
+    # Where the file gives no size, it has to be read.
+    unknown = [paths[image['file_name']] for image in content['images']
+               if isinstance(image.get('file_name'), str)
+               and image.get('width') is image.get('height') is None]
+    headers = read_headers(unknown, progress=progress, title=source.path.name)
+    headers |= read_headers((path for path in paths.values() if path not in headers),
+                            seconds=seconds, progress=progress, title=source.path.name)
     return check_coco(
         source.path, content=content, classes=source.classes, needs_masks=source.needs_masks,
-        headers={file: headers[path] for file, path in zip(files, paths, strict=True)
-                 if path in headers})
+        needs_objects=source.needs_objects, min_image_size=source.min_image_size,
+        headers={file: headers[path] for file, path in paths.items() if path in headers})
 
 
 def report(check: CocoCheck, split: str, *, skip_invalid: bool) -> None:
@@ -134,21 +159,33 @@ def write_repaired(check: CocoCheck, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'can\'t write {folder}: {error.strerror or error}') from error
-    write_json(path, check.content)
+    # Of a process of its own, as all processes of a run write the same file.
+    unfinished = path.with_name(f'{path.stem}.{os.getpid()}.json')
+    write_json(unfinished, check.content)
+    unfinished.replace(path)
     print_log(f'wrote the repaired annotations to {path}', logger='current', level=logging.INFO)
     return path
 
 
-def _sources(config: Any, split: str, needs_masks: bool) -> Iterator[_Source]:
-    """Yield the datasets of a split that read a COCO file as `CocoDataset` does."""
+def sources_of(config: Any, split: str) -> list[_Source]:
+    """Return the datasets of a split that read a COCO file as `CocoDataset` does."""
+    evaluators = [] if split == 'train' else list(_evaluators(config.get(f'{split}_evaluator')))
+    needs_masks = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
+    needs_objects = not evaluators or not all(
+        evaluator.get('format_only') for evaluator in evaluators)
+    sources = []
     for dataset in leaf_datasets(config.get(f'{split}_dataloader') or {}):
         classes = None if is_remote(dataset) else coco_classes(dataset, config.get('default_scope'))
         if not classes or not dataset.get('ann_file'):
             continue
         root = dataset.get('data_root') or ''
         folder = (dataset.get('data_prefix') or {}).get('img') or ''
-        yield _Source(dataset, Path(root, dataset['ann_file']), os.path.join(root, folder), classes,
-                      needs_masks or _loads_masks(dataset.get('pipeline')))
+        limits = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
+        sources.append(_Source(
+            dataset, Path(root, dataset['ann_file']), os.path.join(root, folder), classes,
+            needs_masks or _loads_masks(dataset.get('pipeline')), needs_objects,
+            limits.get('min_size', 0)))
+    return sources
 
 
 def _loads_masks(pipeline: Any) -> bool:
@@ -158,12 +195,10 @@ def _loads_masks(pipeline: Any) -> bool:
 
 
 def _evaluators(evaluator: Any) -> Iterator[MutableMapping[str, Any]]:
-    """Yield the configs of CocoMetric in an evaluator's config that name a file."""
+    """Yield the configs of metrics in an evaluator's config that name a local file."""
     if isinstance(evaluator, MutableMapping):
-        name = getattr(evaluator.get('type'), '__name__', str(evaluator.get('type')))
-        if name.rpartition('.')[2] == 'CocoMetric':
-            if isinstance(evaluator.get('ann_file'), str) and '://' not in evaluator['ann_file']:
-                yield evaluator
+        if isinstance(evaluator.get('ann_file'), str) and '://' not in evaluator['ann_file']:
+            yield evaluator
         elif evaluator.get('metrics'):
             yield from _evaluators(evaluator['metrics'])
     elif isinstance(evaluator, list | tuple):
@@ -171,38 +206,56 @@ def _evaluators(evaluator: Any) -> Iterator[MutableMapping[str, Any]]:
             yield from _evaluators(part)
 
 
-def _check_evaluator(evaluator: Mapping[str, Any], check: CocoCheck, dataset: Mapping[str, Any],
-                     split: str) -> None:
-    """Check that an evaluator has the annotations of the images that its model sees.
+def _is_coco_metric(evaluator: Mapping[str, Any], scope: str | None) -> bool:
+    return base_class(class_of(evaluator, scope, METRICS), 'mmdet', 'CocoMetric') is not None
+
+
+def _check_images_used(evaluator: Mapping[str, Any], source: _Source, split: str) -> None:
+    """Check that a dataset leaves out no image of its annotation file.
 
     Raises:
-        ConfigError: If it reads a file of other images.
+        ConfigError: If it leaves some out, which its evaluator would count as missed.
     """
-    name = f'{split}_evaluator'
-    path = Path(evaluator['ann_file'])
-    fix = f'set {name}.ann_file to {check.path}, as {split}_dataloader.dataset.ann_file'
+    dataset, name = source.dataset, f'{split}_dataloader.dataset'
+    if dataset.get('indices') is not None:
+        raise ConfigError(f'{name}.indices={dataset["indices"]!r} leaves out images that '
+                          f'{split}_evaluator counts as missed: remove it, or write an annotation '
+                          'file of these images for both')
+    if dataset.get('filter_cfg') and not dataset.get('test_mode'):
+        raise ConfigError(f'{name}.filter_cfg leaves out images that {split}_evaluator counts as '
+                          f'missed: set {name}.test_mode=True')
+
+
+def _check_evaluator(evaluator: Mapping[str, Any], sources: Sequence[_Source],
+                     checks: Mapping[str, CocoCheck], split: str) -> CocoCheck:
+    """Check an annotation file that an evaluator alone reads.
+
+    Raises:
+        ConfigError: If it has the annotations of other images than the model sees.
+        UserError: If it is not a COCO annotation file.
+    """
+    name, path, first = f'{split}_evaluator', Path(evaluator['ann_file']), sources[0]
+    fix = f'set {name}.ann_file to {first.path}, as {split}_dataloader.dataset.ann_file'
     if not path.is_file():
         raise ConfigError(f'{name} reads {path}, which does not exist: {fix}')
-    if dataset.get('indices') is not None:
-        raise ConfigError(f'{split}_dataloader.dataset.indices={dataset["indices"]!r} leaves out '
-                          f'images that {name} counts as missed: remove it, or write an annotation '
-                          f'file of these images for both')
-    if _is_same_file(path, check.path):
-        return
-    theirs = {(image.get('id'), image.get('file_name')) for image in read_coco(path)['images']}
-    ours = {(image['id'], image['file_name']) for image in check.content['images']}
-    if theirs != ours:
-        raise ConfigError(f'{name} reads {path}, and {split}_dataloader {check.path}, which list '
+    if len(sources) > 1:
+        return check_coco(path, classes=first.classes, needs_masks=first.needs_masks,
+                          needs_objects=first.needs_objects)
+    check = check_dataset(replace(first, path=path), seconds=0)
+    ours = checks[os.path.realpath(first.path)]
+    if _images(check) != _images(ours):
+        raise ConfigError(f'{name} reads {path}, and {split}_dataloader {first.path}, which list '
                           f'other images: every metric would be wrong; {fix}')
-    print_log(f'{name} reads {path}, and {split}_dataloader {check.path}: they list the same '
+    print_log(f'{name} reads {path}, and {split}_dataloader {first.path}: they list the same '
               'images', logger='current', level=logging.WARNING)
+    return check
 
 
-def _is_same_file(one: str | Path, other: str | Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _images(check: CocoCheck) -> set[tuple[Any, str]]:
+    """Return ids and files of the images of an annotation file."""
+    return {(str(image.get('id')), str(image.get('file_name')))
+            for image in check.content['images']}
 
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-

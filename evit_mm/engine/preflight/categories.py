@@ -7,14 +7,13 @@ from pathlib import Path
 
 from ...errors import ConfigError, UserError
 
-__all__ = ['check_categories']
+__all__ = ['check_categories', 'compare_categories']
 
 
 def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = False) -> None:
-    """Check that the categories of a COCO file are the classes of the config, in the same order.
+    """Check that the categories of a COCO file are the classes of the config.
 
-    MMDetection numbers labels in the file's order and ignores categories that the config does not
-    have, so that other names or another order silently give wrong labels.
+    The whole file is not read for that.
 
     Args:
         path: The annotation file.
@@ -31,6 +30,28 @@ def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = 
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f'{path} is not a COCO annotation file, or is truncated: {reason}'
                         ) from error
+    known = [name for name in names if name in classes] if ignore_unknown else names
+    if len(set(known)) == len(known) or set(known) != set(classes):
+        compare_categories(path, names, classes, ignore_unknown)
+    # Otherwise `annotations` does so, as it leaves out second categories of one name.
+
+
+def compare_categories(path: Path, names: Sequence[str], classes: Sequence[str],
+                       ignore_unknown: bool = False) -> None:
+    """Check that categories are the classes of the config, in the same order.
+
+    MMDetection numbers labels in the file's order and ignores categories that the config does not
+    have, so that other names or another order silently give wrong labels.
+
+    Args:
+        path: The annotation file, for the message.
+        names: The names of its categories.
+        classes: As in `check_categories`.
+        ignore_unknown: As in `check_categories`.
+
+    Raises:
+        ConfigError: If names or order differ.
+    """
     fix = (f'set metainfo=dict(classes={tuple(names)!r}) in the config\'s datasets and '
            f'num_classes={len(names)} in its heads')
     unknown = [name for name in names if name not in classes]
@@ -44,9 +65,7 @@ def check_categories(path: Path, classes: Sequence[str], ignore_unknown: bool = 
     if absent:
         raise ConfigError(f'the config\'s classes {absent[:5]} are not among the categories of '
                           f'{path}, which would shift the labels of the others; {fix}')
-    if list(dict.fromkeys(names)) == list(classes):
-        return  # `annotations` handles categories of one name
-    if names != list(classes):
+    if list(names) != list(classes):
         raise ConfigError(f'the categories of {path} are in another order than the config\'s '
                           f'classes, which would mix up the labels; {fix}')
 

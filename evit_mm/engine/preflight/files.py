@@ -7,13 +7,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, Registry
 
 from ...errors import UserError
 from ..config import leaf_datasets
 from .categories import check_categories
 
-__all__ = ['check_files', 'coco_classes', 'is_local', 'is_remote', 'segmentation_base']
+__all__ = ['base_class', 'check_files', 'class_of', 'coco_classes', 'is_local', 'is_remote',
+           'segmentation_base']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -42,7 +43,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
     for dataset in leaf_datasets(dataloader):
         if is_remote(dataset):
             continue  # mmengine's storage backend reports missing files
-        kind = _class_of(dataset, scope)
+        kind = class_of(dataset, scope)
         name = kind.__name__ if kind else str(dataset.get('type'))
         fix = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_GENERATE}'
         root = Path(dataset.get('data_root') or '')
@@ -79,7 +80,7 @@ def segmentation_base(kind: type | None) -> Any:
 
     It does not import mmseg.
     """
-    return _base(kind, 'mmseg', 'BaseSegDataset') or _base(kind, 'mmseg', 'BaseCDDataset')
+    return base_class(kind, 'mmseg', 'BaseSegDataset') or base_class(kind, 'mmseg', 'BaseCDDataset')
 
 
 def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> None:
@@ -137,11 +138,12 @@ def is_remote(dataset: Mapping[str, Any]) -> bool:
         '://' in str(path or '') for path in paths)
 
 
-def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
-    """Return the class of a dataset's config; None if there is none, as building it will say."""
-    kind = dataset.get('type')
+def class_of(config: Mapping[str, Any], scope: str | None, registry: Registry = DATASETS
+             ) -> type | None:
+    """Return the class of a config; None if there is none, as building it will say."""
+    kind = config.get('type')
     if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(dataset.get('_scope_') or scope) as registry:
+        with registry.switch_scope_and_registry(config.get('_scope_') or scope) as registry:
             try:
                 kind = registry.get(kind)
             except RuntimeError:
@@ -149,7 +151,7 @@ def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
     return kind if isinstance(kind, type) else None
 
 
-def _base(kind: type | None, package: str, name: str) -> Any:
+def base_class(kind: type | None, package: str, name: str) -> Any:
     """Return a base class by its name, as mmdet or mmseg may not be installed."""
     bases = kind.__mro__ if kind else ()
     return next((base for base in bases if base.__name__ == name
@@ -166,9 +168,10 @@ def coco_classes(dataset: Mapping[str, Any], scope: str | None) -> Sequence[str]
     Returns:
         The classes; None for another type, and where neither the type nor the config names any.
     """
-    kind: Any = _class_of(dataset, scope)
-    base = _base(kind, 'mmdet', 'CocoDataset')
-    if base is None or kind.load_data_list is not base.load_data_list:
+    kind: Any = class_of(dataset, scope)
+    base = base_class(kind, 'mmdet', 'CocoDataset')
+    if base is None or kind.load_data_list is not base.load_data_list \
+            or kind.COCOAPI is not base.COCOAPI:  # panoptic files are other
         return None
     # Accepts all forms that a config may use: a list, one name, a file of names.
     metainfo = kind._load_metainfo(deepcopy(dict(dataset.get('metainfo') or {})))
