@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 __all__ = ['ImageHeader', 'read_header', 'read_headers']
 
+_BATCH = 512  # files between two looks at the clock
 _TRANSPOSING = range(5, 9)  # the values of EXIF's orientation that swap width and height
 
 
@@ -86,7 +87,7 @@ def read_headers(paths: Iterable[str], *, seconds: float | None = None, title: s
             ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, \
             tqdm(total=len(names), desc=title, unit='image', disable=not progress,
                  leave=False) as bar:
-        for some in _batches(names, 512):
+        for some in _batches(names, _BATCH):
             if seconds is not None and time.monotonic() - start > seconds:
                 break
             headers.update(zip(some, pool.map(read_header, some), strict=True))
