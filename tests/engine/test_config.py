@@ -51,6 +51,22 @@ def test_a_config_object_is_copied(config):
     assert config.train_dataloader.batch_size == 8
 
 
+def test_options_of_no_effect(config):
+    """mmengine takes any key; at the top level, nothing would read it."""
+    with pytest.raises(ConfigError) as caught:
+        configure.load_config(config, {'batch_size': 8})
+    text = str(caught.value)
+    assert 'batch_size: ' in text and 'no effect' in text
+    assert 'did you mean train_dataloader.batch_size or ' in text
+    with pytest.raises(ConfigError, match='optim_wrapper.optimizer.lr'):
+        configure.load_config(config, {'lr': 0.1})
+    with pytest.raises(ConfigError, match='no effect$'):
+        configure.load_config(config, {'nonsense': 1})
+    # What mmengine reads may be missing in a config.
+    loaded = configure.load_config(config, {'load_from': 'a.pth', 'sync_bn': 'torch'})
+    assert (loaded.load_from, loaded.sync_bn) == ('a.pth', 'torch')
+
+
 def test_data_root_of_segmentation_layouts(tmp_path):
     config = Config(dict(
         train_dataloader=dict(dataset=dict(

@@ -239,6 +239,20 @@ def test_mistakes_in_training(options, fragments, mistake, config_file, shapes, 
     assert all(fragment in sentence for fragment in fragments), sentence
 
 
+def test_resuming_from_nothing(mistake, config_file, shapes, monkeypatch):
+    """It says that it starts anew."""
+    said = []
+    monkeypatch.setattr(run, 'print_log', lambda text, **_: said.append(text))
+    wrong = {'model.bbox_head.num_classes': 80}
+    assert 'has 4' in mistake(train, config_file, data_root=shapes, work_dir='new', resume=True,
+                              cfg_options=wrong)
+    assert any('nothing to resume from in' in text and '/new: ' in text for text in said), said
+    said.clear()
+    assert 'has 4' in mistake(train, config_file, data_root=shapes, cfg_options=wrong)
+    assert not said
+    assert '--resume' in mistake(train, config_file, data_root=shapes, new_schedule=True)
+
+
 @pytest.mark.parametrize('source,fragment', [
     ('http://127.0.0.1:9/efficientvit_m0.pth',
      'could not download http://127.0.0.1:9/efficientvit_m0.pth'),

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmdet
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 import evit_mm
@@ -155,3 +156,25 @@ def test_a_runner_without_a_config(shapes):
         _train_loop = _val_loop = _test_loop = None
 
     PreflightHook().before_run(Empty())
+
+
+def test_weights_that_a_checkpoint_replaces_are_not_fetched(own_config, tmp_path):
+    """Fine-tuning works without a network, though the config names weights of the backbone."""
+    init_default_scope('mmdet')
+    config = own_config()
+    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/a.pth')
+    config.model.bbox_head.num_classes = 7
+    checkpoint = str(tmp_path / 'seven.pth')
+    torch.save(dict(state_dict=MODELS.build(config.model).state_dict(), meta={}), checkpoint)
+    config.model.bbox_head.num_classes = 4
+    model = MODELS.build(config.model)
+    runner = SimpleNamespace(model=model, _load_from=checkpoint, _resume=False, _has_loaded=False)
+    PreflightHook()._check_checkpoint(runner, training=True)
+    model.init_weights()
+    other = MODELS.build(config.model)
+    runner.model, runner._load_from = other, str(tmp_path / 'head.pth')
+    torch.save(dict(state_dict={key: value for key, value in other.state_dict().items()
+                                if not key.startswith('backbone')}), runner._load_from)
+    PreflightHook()._check_checkpoint(runner, training=True)
+    with pytest.raises(CheckpointError, match='could not download'):
+        other.init_weights()  # the backbone is not in that checkpoint
