@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from .errors import UserError
 
-__all__ = ['read_json', 'write_atomically', 'write_json']
+__all__ = ['read_json', 'read_lines', 'write_atomically', 'write_json']
 
 
 @contextmanager
@@ -47,6 +47,20 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a text file, without empty ones and the space around them.
+
+    Raises:
+        UserError: If it can't be read.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, ValueError) as error:
+        raise UserError(f'can\'t read {path}: {getattr(error, "strerror", None) or error}'
+                        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:
