@@ -13,7 +13,8 @@ from ...errors import UserError
 from ..config import leaf_datasets
 from .categories import check_categories
 
-__all__ = ['check_files', 'coco_classes', 'is_local', 'is_remote', 'segmentation_base']
+__all__ = ['check_files', 'coco_classes', 'dataset_class', 'is_local', 'is_remote',
+           'segmentation_base']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -42,7 +43,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
     for dataset in leaf_datasets(dataloader):
         if is_remote(dataset):
             continue  # mmengine's storage backend reports missing files
-        kind = _class_of(dataset, scope)
+        kind = dataset_class(dataset, scope)
         name = kind.__name__ if kind else str(dataset.get('type'))
         fix = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_GENERATE}'
         root = Path(dataset.get('data_root') or '')
@@ -137,7 +138,7 @@ def is_remote(dataset: Mapping[str, Any]) -> bool:
         '://' in str(path or '') for path in paths)
 
 
-def _class_of(dataset: Mapping[str, Any], scope: str | None) -> type | None:
+def dataset_class(dataset: Mapping[str, Any], scope: str | None) -> type | None:
     """Return the class of a dataset's config; None if there is none, as building it will say."""
     kind = dataset.get('type')
     if isinstance(kind, str):
@@ -166,7 +167,7 @@ def coco_classes(dataset: Mapping[str, Any], scope: str | None) -> Sequence[str]
     Returns:
         The classes; None for another type, and where neither the type nor the config names any.
     """
-    kind: Any = _class_of(dataset, scope)
+    kind: Any = dataset_class(dataset, scope)
     base = _base(kind, 'mmdet', 'CocoDataset')
     if base is None or kind.load_data_list is not base.load_data_list:
         return None
