@@ -3,9 +3,10 @@
     tools/prepare_data.py shapes
     tools/train.py configs/upernet_evit_m0_shapes.py
 
-The scenes have ADE20K's folders and labels, with eleven of its 150 classes. For custom classes, set
-`metainfo=dict(classes=..., palette=...)` in the datasets and their number in both heads, and
-`reduce_zero_label=False` in the datasets if label 0 is a class.
+The scenes have ADE20K's folders and labels, with eleven of its 150 classes. `evit-mm train
+upernet_evit_m0_shapes --masks DIR` trains on label maps of your own. In a config, set
+`metainfo=dict(classes=...)` in the datasets and their number in both heads, and
+`reduce_zero_label=True` in the datasets if 0 means unlabelled and 1 is the first class.
 """
 
 _base_ = './upernet_evit_m0_ade20k.py'
@@ -36,10 +37,14 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
+# Takes the numbers in the label maps as they are, whatever the classes are called.
+label_maps = dict(
+    type='LabelMapDataset', data_root=data_root,
+    metainfo=dict(classes_of=dict(type='ADE20KDataset')))
 train_dataloader = dict(
-    batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+    batch_size=8, num_workers=1, dataset=dict(**label_maps, pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+    batch_size=8, num_workers=1, dataset=dict(**label_maps, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=steps, val_interval=steps)

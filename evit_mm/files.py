@@ -9,15 +9,15 @@ from typing import IO, Any
 
 from .errors import UserError
 
-__all__ = ['read_json', 'write_atomically', 'write_json']
+__all__ = ['read_json', 'read_lines', 'write_atomically', 'write_json']
 
 
 @contextmanager
 def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[IO[Any]]:
     """Open a file for writing that replaces ``path`` when the block ends without an error.
 
-    Until then the bytes go to ``<path>.tmp`` next to it, so that neither an interruption nor a full
-    disk leaves a half-written file, or loses what ``path`` held before.
+    Until then the bytes go to a file of another name next to it, so that neither an interruption
+    nor a full disk leaves a half-written file, or loses what ``path`` held before.
 
     Args:
         path: The file to write; its folder must exist.
@@ -27,7 +27,8 @@ def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[
         UserError: If the file can't be written.
     """
     path = Path(path)
-    unfinished = path.with_name(f'{path.name}.tmp')
+    # By process: those of a distributed run may write the same file at once.
+    unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         with unfinished.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
@@ -47,6 +48,20 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a text file, without empty ones and the space around them.
+
+    Raises:
+        UserError: If it can't be read.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, ValueError) as error:
+        raise UserError(f'can\'t read {path}: {getattr(error, "strerror", None) or error}'
+                        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:

@@ -16,13 +16,20 @@ from mmengine.config import Config
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
 
+from ..data.check.image_headers import read_header
+from ..data.check.masks import (
+    check_image_content,
+    single_channel,
+    turned,
+    turned_by_own_orientation,
+    values_sentence,
+)
 from ..errors import ConfigError, UserError
 
 __all__ = ['CheckedLoadAnnotations', 'check_while_loading']
 
 # With its module, so that other tools can use the config that a run saves in its work dir.
 _CHECKED_TYPE = f'{__name__}.CheckedLoadAnnotations'
-_VALUES_SHOWN = 5
 
 
 @TRANSFORMS.register_module()
@@ -63,8 +70,13 @@ class CheckedLoadAnnotations(LoadAnnotations):
                 f'has {reduce_zero_label}: remove it from the pipeline, and set it in the dataset')
         path = results['seg_map_path']
         table = _label_of_value(reduce_zero_label, results.get('label_map'))
-        values = _without_channel(self._decode(path, image), path)
+        values = self._decode(path, image)
         size = results.get('ori_shape')
+        if size is not None and image and values.shape == tuple(size[1::-1]) != tuple(size[:2]):
+            header = read_header(image)
+            if header.displayed_size == tuple(size[1::-1]):
+                # Drawn on the pixels as stored, which loading the image has turned.
+                values = turned(values, header.orientation)
         if size is not None and values.shape != tuple(size[:2]):
             raise UserError(
                 f'the label map {path} is {values.shape[0]}x{values.shape[1]} (height x width), '
@@ -74,18 +86,26 @@ class CheckedLoadAnnotations(LoadAnnotations):
         results['seg_fields'].append('gt_seg_map')
 
     def _decode(self, path: str, image: str | None) -> npt.NDArray[Any]:
+        """Return the numbers in a file, (H, W).
+
+        Raises:
+            UserError: If it is not a label map.
+        """
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except OSError as error:
             raise UserError(f'can\'t read the label map {path} of the image {image}: '
                             f'{error.strerror or error}') from error
+        check_image_content(content, path)
         reason = 'it is empty'
         if content:
             try:
                 values = mmcv.imfrombytes(content, flag='unchanged', backend=self.imdecode_backend)
                 if values is not None:
-                    return values
+                    return turned_by_own_orientation(single_channel(values, path), content)
                 reason = f'{self.imdecode_backend} can\'t decode it'
+            except UserError:
+                raise
             except Exception as error:  # each decoder has errors of its own
                 # Pillow's message ends with the address of a buffer in memory.
                 reason = ' '.join(str(error).partition(' <')[0].split()) or type(error).__name__
@@ -110,14 +130,8 @@ class CheckedLoadAnnotations(LoadAnnotations):
                  if value not in range(256) or not valid[int(value)]]
         if not wrong:
             return values.astype(np.uint8)
-        shown = ', '.join(f'{value:.10g}' for value in wrong[:_VALUES_SHOWN])
-        fix = 'correct it, or add the classes of these values to the config'
-        if wrong == [self.num_classes] and not reduce_zero_label:
-            fix += ' (if classes count from 1, set reduce_zero_label=True in the dataset)'
-        raise UserError(
-            f'the label map {path} has values of no class: {shown}'
-            f'{" ..." if len(wrong) > _VALUES_SHOWN else ""}; valid are '
-            f'{_ranges(np.flatnonzero(valid).tolist())}: {fix}')
+        raise UserError(values_sentence(path, wrong, np.flatnonzero(valid).tolist(),
+                                        self.num_classes or 256, reduce_zero_label))
 
 
 def check_while_loading(config: Config) -> None:
@@ -196,26 +210,3 @@ def _label_of_value(reduce_zero_label: bool, label_map: Mapping[int, int] | None
         for old, new in label_map.items():
             table[before == old] = new
     return table
-
-
-def _without_channel(values: npt.NDArray[Any], path: str) -> npt.NDArray[Any]:
-    """Remove the axis of channels from the values of a file; return them as (H, W).
-
-    Raises:
-        UserError: If there are several channels.
-    """
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[..., 0] if values.shape[2] == 1 else values[0]
-    if values.ndim != 2:
-        raise UserError(f'the label map {path} has {values.shape[-1]} channels, but must have '
-                        'one: store the class of each pixel as a number in a grey or palette '
-                        'image')
-    return values
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Format ascending numbers as ranges: '0 to 150 and 255'."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ' and '.join(str(a) if a == b else f'{a} to {b}'
-                        for a, b in zip(starts, ends, strict=True))

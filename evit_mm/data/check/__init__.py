@@ -3,6 +3,8 @@
 from .coco import CocoCheck, check_coco, read_coco
 from .findings import Finding, Findings, Severity
 from .image_headers import ImageHeader, read_header, read_headers
+from .masks import LabelCounts, MasksCheck, check_labels, check_masks, check_orientations
 
-__all__ = ['CocoCheck', 'Finding', 'Findings', 'ImageHeader', 'Severity', 'check_coco', 'read_coco',
-           'read_header', 'read_headers']
+__all__ = ['CocoCheck', 'Finding', 'Findings', 'ImageHeader', 'LabelCounts', 'MasksCheck',
+           'Severity', 'check_coco', 'check_labels', 'check_masks', 'check_orientations',
+           'read_coco', 'read_header', 'read_headers']

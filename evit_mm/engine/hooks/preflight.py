@@ -89,6 +89,7 @@ class PreflightHook(Hook):
             if isinstance(dataloader, Mapping):
                 preflight.check_files(dataloader, self.ignore_unknown_categories,
                                       scope=config.get('default_scope'))
+                preflight.check_numbering(dataloader, scope=config.get('default_scope'))
                 preflight.check_annotations(config, split, repaired=repaired,
                                             skip_invalid=self.skip_invalid_objects)
 
@@ -107,6 +108,7 @@ class PreflightHook(Hook):
         model = plain_model(runner.model)
         preflight.check_operators(model)
         if 'train' in splits:
+            preflight.check_segmentation_heads(model)
             preflight.warn_of_batch_size(runner.cfg, runner.world_size)
         if splits:
             self._check_checkpoint(runner, training='train' in splits)

@@ -11,12 +11,13 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
-from ...data.check import CocoCheck, Severity, check_coco, read_coco, read_headers
+from ...data.check import CocoCheck, check_coco, read_coco, read_headers
 from ...errors import ConfigError, UserError
 from ...files import write_json
 from ..config import leaf_datasets
 from .categories import compare_categories
 from .files import base_class, class_of, coco_classes, is_remote
+from .findings import log_findings
 
 __all__ = ['check_annotations', 'check_dataset', 'report', 'sources_of', 'write_repaired']
 
@@ -132,10 +133,7 @@ def report(check: CocoCheck, split: str, *, skip_invalid: bool) -> None:
         UserError: If it has a fault that needs a decision.
     """
     check.findings.raise_errors(skip_invalid=skip_invalid)
-    for finding in check.findings:
-        level = logging.INFO if finding.severity in (Severity.NOTE, Severity.REPAIRED) \
-            else logging.WARNING
-        print_log(finding.message, logger='current', level=level)
+    log_findings(check.findings)
     empty = [name for name, count in check.objects.items() if not count]
     if empty and check.objects.total():
         print_log(f'{check.path}: no object of the class{"es" * (len(empty) > 1)} '
@@ -159,10 +157,7 @@ def write_repaired(check: CocoCheck, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'can\'t write {folder}: {error.strerror or error}') from error
-    # Of a process of its own, as all processes of a run write the same file.
-    unfinished = path.with_name(f'{path.stem}.{os.getpid()}.json')
-    write_json(unfinished, check.content)
-    unfinished.replace(path)
+    write_json(path, check.content)
     print_log(f'wrote the repaired annotations to {path}', logger='current', level=logging.INFO)
     return path
 

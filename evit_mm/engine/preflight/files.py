@@ -13,8 +13,8 @@ from ...errors import UserError
 from ..config import leaf_datasets
 from .categories import check_categories
 
-__all__ = ['base_class', 'check_files', 'class_of', 'coco_classes', 'is_local', 'is_remote',
-           'segmentation_base']
+__all__ = ['base_class', 'check_files', 'class_of', 'coco_classes', 'dataset_class', 'is_local',
+           'is_remote', 'segmentation_base']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -43,7 +43,7 @@ def check_files(dataloader: Any, ignore_unknown_categories: bool = False, *,
     for dataset in leaf_datasets(dataloader):
         if is_remote(dataset):
             continue  # mmengine's storage backend reports missing files
-        kind = class_of(dataset, scope)
+        kind = dataset_class(dataset, scope)
         name = kind.__name__ if kind else str(dataset.get('type'))
         fix = f'{_HOW_TO_GET_DATA.get(name, _FALLBACK)}; {_GENERATE}'
         root = Path(dataset.get('data_root') or '')
@@ -138,8 +138,12 @@ def is_remote(dataset: Mapping[str, Any]) -> bool:
         '://' in str(path or '') for path in paths)
 
 
-def class_of(config: Mapping[str, Any], scope: str | None, registry: Registry = DATASETS
-             ) -> type | None:
+def dataset_class(dataset: Mapping[str, Any], scope: str | None) -> type | None:
+    """Return the class of a dataset's config; None if there is none, as building it will say."""
+    return class_of(dataset, scope, DATASETS)
+
+
+def class_of(config: Mapping[str, Any], scope: str | None, registry: Registry) -> type | None:
     """Return the class of a config; None if there is none, as building it will say."""
     kind = config.get('type')
     if isinstance(kind, str):
@@ -168,7 +172,7 @@ def coco_classes(dataset: Mapping[str, Any], scope: str | None) -> Sequence[str]
     Returns:
         The classes; None for another type, and where neither the type nor the config names any.
     """
-    kind: Any = class_of(dataset, scope)
+    kind: Any = dataset_class(dataset, scope)
     base = base_class(kind, 'mmdet', 'CocoDataset')
     if base is None or kind.load_data_list is not base.load_data_list \
             or kind.COCOAPI is not base.COCOAPI:  # panoptic files are other

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, METRICS, init_default_scope
 from PIL import Image
 
 from evit_mm.engine.hooks import PreflightHook
-from evit_mm.engine.preflight import annotations
+from evit_mm.engine.preflight import annotations, findings
 from evit_mm.errors import UserError
 
 hypothesis = pytest.importorskip('hypothesis')
@@ -272,7 +272,8 @@ def check_property(folder: Folder, monkeypatch: pytest.MonkeyPatch, count: int) 
     """Try damaged files; at least a share of them must be usable, or nothing is tested."""
     init_default_scope('mmdet')
     said: list[str] = []
-    monkeypatch.setattr(annotations, 'print_log', lambda text, **_: said.append(text))
+    for module in (annotations, findings):
+        monkeypatch.setattr(module, 'print_log', lambda text, **_: said.append(text))
     outcomes: Counter = Counter()
 
     @hypothesis.settings(max_examples=count, deadline=None, database=None, derandomize=True,
@@ -292,7 +293,8 @@ def check_property(folder: Folder, monkeypatch: pytest.MonkeyPatch, count: int) 
 def test_sound_file(folder, monkeypatch):
     init_default_scope('mmdet')
     said: list[str] = []
-    monkeypatch.setattr(annotations, 'print_log', lambda text, **_: said.append(text))
+    for module in (annotations, findings):
+        monkeypatch.setattr(module, 'print_log', lambda text, **_: said.append(text))
     assert not try_out(folder, json.dumps(sound_content()).encode(), said)
     assert len(said) == 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evit_mm.engine import preflight
-from evit_mm.engine.preflight import annotations
+from evit_mm.engine.preflight import annotations, findings
 from evit_mm.errors import ConfigError, UserError
 
 
@@ -15,7 +15,8 @@ from evit_mm.errors import ConfigError, UserError
 def said(monkeypatch):
     """What is logged."""
     texts = []
-    monkeypatch.setattr(annotations, 'print_log', lambda text, **_: texts.append(text))
+    for module in (annotations, findings):
+        monkeypatch.setattr(module, 'print_log', lambda text, **_: texts.append(text))
     return texts
 
 
