@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 
-__all__ = ['Finding', 'Findings', 'Severity', 'shorten']
+__all__ = ['Finding', 'Findings', 'Severity', 'printable', 'shorten']
 
 _EXAMPLES = 5
 
@@ -51,8 +51,8 @@ class Findings(list[Finding]):
     def add(self, kind: str, severity: Severity, message: str,
             examples: Sequence[str] = ()) -> None:
         """Add a finding about ``examples``, all that are concerned."""
-        self.append(Finding(kind, severity, _printable(message), max(1, len(examples)),
-                            tuple(map(_printable, examples[:_EXAMPLES]))))
+        self.append(Finding(kind, severity, printable(message), max(1, len(examples)),
+                            tuple(map(printable, examples[:_EXAMPLES]))))
 
     def of(self, *severities: Severity) -> list[Finding]:
         """Return the findings of some severities."""
@@ -84,7 +84,7 @@ def shorten(values: Iterable[object], limit: int = 3) -> str:
     return ', '.join(shown[:limit]) + (' ...' if len(shown) > limit else '')
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text on one line; names in files may have line breaks and halves of characters."""
     return ''.join(letter if letter.isprintable() else
                    letter.encode('unicode_escape').decode() for letter in text)

@@ -4,14 +4,15 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
-from ...data.check import CocoCheck, check_coco, read_coco, read_headers
+from ...data.check import CocoCheck, CocoSource, check_coco, check_source
+from ...data.check.findings import printable
 from ...errors import ConfigError, UserError
 from ...files import write_json
 from ..config import leaf_datasets
@@ -19,32 +20,20 @@ from .categories import compare_categories
 from .files import base_class, class_of, coco_classes, is_remote
 from .findings import log_findings
 
-__all__ = ['check_annotations', 'check_dataset', 'report', 'sources_of', 'write_repaired']
+__all__ = ['ConfiguredSource', 'check_annotations', 'compare_with_config', 'report', 'sources_of', 'write_repaired']
 
 _QUICK_SECONDS = 10.0  # for reading image headers before a run; `evit-mm data check` reads all
 
 
 @dataclass
-class _Source:
-    """A dataset that reads a COCO file.
+class ConfiguredSource(CocoSource):
+    """A COCO file that a dataset of a config reads.
 
     Attributes:
-        dataset: Its config.
-        path: Its annotation file.
-        images: Folder of its images.
-        classes: The classes that it reads.
-        needs_masks: Whether its pipeline or its evaluator needs masks.
-        needs_objects: Whether it has to have objects.
-        min_image_size: Side in pixels below which it leaves images out.
+        dataset: The dataset's config.
     """
 
-    dataset: MutableMapping[str, Any]
-    path: Path
-    images: str
-    classes: Sequence[str]
-    needs_masks: bool
-    needs_objects: bool = True
-    min_image_size: float = 0
+    dataset: MutableMapping[str, Any] = field(default_factory=dict)
 
 
 def check_annotations(config: Any, split: str, *, skip_invalid: bool = False,
@@ -68,21 +57,12 @@ def check_annotations(config: Any, split: str, *, skip_invalid: bool = False,
     sources = sources_of(config, split)
     checks: dict[str, CocoCheck] = {}  # by file
     for source in sources:
-        check = check_dataset(source, seconds=_QUICK_SECONDS)
+        check = check_source(source, seconds=_QUICK_SECONDS)
         report(check, split, skip_invalid=skip_invalid)
-        compare_categories(source.path, [category['name']
-                                         for category in check.content['categories']],
-                           source.classes, ignore_unknown=True)
         checks[os.path.realpath(source.path)] = check
-    for evaluator in evaluators if sources else ():
-        path = os.path.realpath(evaluator['ann_file'])
-        if _is_coco_metric(evaluator, config.get('default_scope')):
-            if len(sources) == 1:
-                _check_images_used(evaluator, sources[0], split)
-            if path not in checks:
-                theirs = _check_evaluator(evaluator, sources, checks, split)
-                theirs.findings.raise_errors(skip_invalid=skip_invalid)
-                checks[path] = theirs
+    for path, theirs in compare_with_config(config, split, sources, checks).items():
+        theirs.findings.raise_errors(skip_invalid=skip_invalid)
+        checks[path] = theirs
     for path, check in checks.items():
         if not check.is_changed:
             continue
@@ -98,32 +78,39 @@ def check_annotations(config: Any, split: str, *, skip_invalid: bool = False,
                 evaluator['ann_file'] = copy
 
 
-def check_dataset(source: _Source, *, seconds: float | None = None, progress: bool = False
-                  ) -> CocoCheck:
-    """Check the annotation file of one dataset against its images and its classes.
+def compare_with_config(config: Any, split: str, sources: Sequence[ConfiguredSource],
+                        checks: Mapping[str, CocoCheck]) -> dict[str, CocoCheck]:
+    """Check that annotation files have the config's classes, and its evaluators the same images.
 
     Args:
-        source: The dataset.
-        seconds: Time for reading image headers; None reads all.
-        progress: Whether to show a progress bar.
+        config: A whole config.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        sources: The files that the datasets of this split read.
+        checks: The checks of these files by their real paths.
+
+    Returns:
+        dict: The checks of further files that only evaluators read, by their real paths.
 
     Raises:
-        UserError: If the file is not a COCO annotation file.
+        ConfigError: If categories have another order than the classes, or an evaluator reads the
+            annotations of other images.
+        UserError: If an evaluator's file is not a COCO annotation file.
     """
-    content = read_coco(source.path, needs_objects=source.needs_objects)
-    paths = {image['file_name']: os.path.join(source.images, image['file_name'])
-             for image in content['images'] if isinstance(image.get('file_name'), str)}
-    # Where the file gives no size, it has to be read.
-    unknown = [paths[image['file_name']] for image in content['images']
-               if isinstance(image.get('file_name'), str)
-               and image.get('width') is image.get('height') is None]
-    headers = read_headers(unknown, progress=progress, title=source.path.name)
-    headers |= read_headers((path for path in paths.values() if path not in headers),
-                            seconds=seconds, progress=progress, title=source.path.name)
-    return check_coco(
-        source.path, content=content, classes=source.classes, needs_masks=source.needs_masks,
-        needs_objects=source.needs_objects, min_image_size=source.min_image_size,
-        headers={file: headers[path] for file, path in paths.items() if path in headers})
+    for source in sources:
+        names = [category['name']
+                 for category in checks[os.path.realpath(source.path)].content['categories']]
+        compare_categories(source.path, names, source.classes or (), ignore_unknown=True)
+    others: dict[str, CocoCheck] = {}
+    evaluators = [] if split == 'train' else list(_evaluators(config.get(f'{split}_evaluator')))
+    for evaluator in evaluators if sources else ():
+        if not _is_coco_metric(evaluator, config.get('default_scope')):
+            continue
+        if len(sources) == 1:
+            _check_images_used(sources[0], split)
+        path = os.path.realpath(evaluator['ann_file'])
+        if path not in checks and path not in others:
+            others[path] = _check_evaluator(evaluator, sources, checks, split)
+    return others
 
 
 def report(check: CocoCheck, split: str, *, skip_invalid: bool) -> None:
@@ -136,9 +123,9 @@ def report(check: CocoCheck, split: str, *, skip_invalid: bool) -> None:
     log_findings(check.findings)
     empty = [name for name, count in check.objects.items() if not count]
     if empty and check.objects.total():
-        print_log(f'{check.path}: no object of the class{"es" * (len(empty) > 1)} '
-                  f'{", ".join(empty[:10])}{" ..." if len(empty) > 10 else ""}', logger='current',
-                  level=logging.WARNING)
+        print_log(printable(f'{check.path}: no object of the class{"es" * (len(empty) > 1)} '
+                            f'{", ".join(empty[:10])}{" ..." if len(empty) > 10 else ""}'),
+                  logger='current', level=logging.WARNING)
     print_log(f'{split}: {check.describe()}', logger='current', level=logging.INFO)
 
 
@@ -162,7 +149,7 @@ def write_repaired(check: CocoCheck, folder: Path) -> Path:
     return path
 
 
-def sources_of(config: Any, split: str) -> list[_Source]:
+def sources_of(config: Any, split: str) -> list[ConfiguredSource]:
     """Return the datasets of a split that read a COCO file as `CocoDataset` does."""
     evaluators = [] if split == 'train' else list(_evaluators(config.get(f'{split}_evaluator')))
     needs_masks = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
@@ -176,11 +163,26 @@ def sources_of(config: Any, split: str) -> list[_Source]:
         root = dataset.get('data_root') or ''
         folder = (dataset.get('data_prefix') or {}).get('img') or ''
         limits = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
-        sources.append(_Source(
-            dataset, Path(root, dataset['ann_file']), os.path.join(root, folder), classes,
+        sources.append(ConfiguredSource(
+            Path(root, dataset['ann_file']), os.path.join(root, folder), classes,
             needs_masks or _loads_masks(dataset.get('pipeline')), needs_objects,
-            limits.get('min_size', 0)))
+            limits.get('min_size', 0), list(_scales(dataset.get('pipeline'))), dataset))
     return sources
+
+
+def _scales(pipeline: Any) -> Iterator[tuple[float, float]]:
+    """Yield the sizes to which a pipeline resizes images and keeps their proportions."""
+    if isinstance(pipeline, Mapping):
+        name = str(getattr(pipeline.get('type'), '__name__', pipeline.get('type')))
+        if name.endswith('Resize') and pipeline.get('keep_ratio', 'Choice' in name):
+            scales = pipeline.get('scales') or pipeline.get('scale') or ()
+            scales = scales if scales and isinstance(scales[0], list | tuple) else [scales]
+            yield from ((float(scale[0]), float(scale[1])) for scale in scales if len(scale) == 2)
+        for value in pipeline.values():
+            yield from _scales(value)
+    elif isinstance(pipeline, list | tuple):
+        for step in pipeline:
+            yield from _scales(step)
 
 
 def _loads_masks(pipeline: Any) -> bool:
@@ -205,7 +207,7 @@ def _is_coco_metric(evaluator: Mapping[str, Any], scope: str | None) -> bool:
     return base_class(class_of(evaluator, scope, METRICS), 'mmdet', 'CocoMetric') is not None
 
 
-def _check_images_used(evaluator: Mapping[str, Any], source: _Source, split: str) -> None:
+def _check_images_used(source: ConfiguredSource, split: str) -> None:
     """Check that a dataset leaves out no image of its annotation file.
 
     Raises:
@@ -221,7 +223,7 @@ def _check_images_used(evaluator: Mapping[str, Any], source: _Source, split: str
                           f'missed: set {name}.test_mode=True')
 
 
-def _check_evaluator(evaluator: Mapping[str, Any], sources: Sequence[_Source],
+def _check_evaluator(evaluator: Mapping[str, Any], sources: Sequence[ConfiguredSource],
                      checks: Mapping[str, CocoCheck], split: str) -> CocoCheck:
     """Check an annotation file that an evaluator alone reads.
 
@@ -236,7 +238,7 @@ def _check_evaluator(evaluator: Mapping[str, Any], sources: Sequence[_Source],
     if len(sources) > 1:
         return check_coco(path, classes=first.classes, needs_masks=first.needs_masks,
                           needs_objects=first.needs_objects)
-    check = check_dataset(replace(first, path=path), seconds=0)
+    check = check_source(replace(first, path=path), seconds=0)
     ours = checks[os.path.realpath(first.path)]
     if _images(check) != _images(ours):
         raise ConfigError(f'{name} reads {path}, and {split}_dataloader {first.path}, which list '

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...data.check.findings import printable
 from ...errors import ConfigError, UserError
 
 __all__ = ['check_categories', 'compare_categories']
@@ -55,19 +56,20 @@ def compare_categories(path: Path, names: Sequence[str], classes: Sequence[str],
     fix = (f'set metainfo=dict(classes={tuple(names)!r}) in the config\'s datasets and '
            f'num_classes={len(names)} in its heads')
     unknown = [name for name in names if name not in classes]
-    if unknown and ignore_unknown:
-        names = [name for name in names if name in classes]
-    elif unknown:
-        raise ConfigError(f'{path} has categories that the config does not have: '
-                          f'{", ".join(unknown[:5])}{" ..." if len(unknown) > 5 else ""}; '
-                          f'{fix}, or pass --ignore-unknown-categories to train without them')
     absent = [name for name in classes if name not in names]
-    if absent:
-        raise ConfigError(f'the config\'s classes {absent[:5]} are not among the categories of '
-                          f'{path}, which would shift the labels of the others; {fix}')
-    if list(names) != list(classes):
-        raise ConfigError(f'the categories of {path} are in another order than the config\'s '
-                          f'classes, which would mix up the labels; {fix}')
+    if unknown and not ignore_unknown:
+        fault = (f'{path} has categories that the config does not have: '
+                 f'{", ".join(unknown[:5])}{" ..." if len(unknown) > 5 else ""}; '
+                 f'{fix}, or pass --ignore-unknown-categories to train without them')
+    elif absent:
+        fault = (f'the config\'s classes {absent[:5]} are not among the categories of {path}, '
+                 f'which would shift the labels of the others; {fix}')
+    elif [name for name in names if name in classes] != list(classes):
+        fault = (f'the categories of {path} are in another order than the config\'s classes, '
+                 f'which would mix up the labels; {fix}')
+    else:
+        return
+    raise ConfigError(printable(fault))
 
 
 def _read_categories(path: Path) -> list[dict]:
