@@ -16,8 +16,8 @@ __all__ = ['read_json', 'write_atomically', 'write_json']
 def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[IO[Any]]:
     """Open a file for writing that replaces ``path`` when the block ends without an error.
 
-    Until then the bytes go to ``<path>.tmp`` next to it, so that neither an interruption nor a full
-    disk leaves a half-written file, or loses what ``path`` held before.
+    Until then the bytes go to a file of another name next to it, so that neither an interruption
+    nor a full disk leaves a half-written file, or loses what ``path`` held before.
 
     Args:
         path: The file to write; its folder must exist.
@@ -27,7 +27,8 @@ def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[
         UserError: If the file can't be written.
     """
     path = Path(path)
-    unfinished = path.with_name(f'{path.name}.tmp')
+    # By process: those of a distributed run may write the same file at once.
+    unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         with unfinished.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
             yield file

@@ -16,7 +16,7 @@ from ...files import write_json
 from ..config import leaf_datasets
 from .files import coco_classes, is_remote
 
-__all__ = ['check_annotations', 'check_dataset', 'report', 'write_repaired']
+__all__ = ['check_annotations', 'check_dataset', 'needs_masks', 'report', 'write_repaired']
 
 _QUICK_SECONDS = 10.0  # for reading image headers before a run; `evit-mm data check` reads all
 
@@ -137,6 +137,16 @@ def write_repaired(check: CocoCheck, folder: Path) -> Path:
     write_json(path, check.content)
     print_log(f'wrote the repaired annotations to {path}', logger='current', level=logging.INFO)
     return path
+
+
+def needs_masks(config: Any) -> bool:
+    """Return whether a config's pipelines or evaluators need the masks of objects."""
+    splits = ('train', 'val', 'test')
+    return any(
+        _loads_masks(dataset.get('pipeline')) for split in splits
+        for dataset in leaf_datasets(config.get(f'{split}_dataloader') or {})) or any(
+        'segm' in _as_list(evaluator.get('metric')) for split in splits
+        for evaluator in _evaluators(config.get(f'{split}_evaluator')))
 
 
 def _sources(config: Any, split: str, needs_masks: bool) -> Iterator[_Source]:
