@@ -2,6 +2,8 @@
 
 import argparse
 
+from .data_convert import add_convert
+
 DESCRIPTION = 'Prepare a dataset for training and evaluation.'
 
 _LAYOUTS = ('coco', 'ade')
@@ -9,8 +11,9 @@ _CONFIGS = {'coco': 'retinanet_evit_m0_shapes', 'ade': 'upernet_evit_m0_shapes'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the datasets that can be prepared, and the flags of each."""
-    datasets = parser.add_subparsers(required=True, metavar='DATASET')
+    """Add what can be done, and the flags of each."""
+    datasets = parser.add_subparsers(required=True, metavar='ACTION')
+    add_convert(datasets)
     shapes = datasets.add_parser(
         'shapes', help='draw a small synthetic dataset (offline, under a minute)',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -35,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare the chosen dataset, print a summary of it, and the command to train on it.
+    """Prepare or convert a dataset, print a summary of it, and the command to train on it.
 
     Raises:
-        UserError: If a number is out of range, or the folder can't or must not be written.
+        UserError: If a number is out of range, the data have a fault, or the folder can't or must
+            not be written.
     """
     args.prepare(args)
 

@@ -20,6 +20,7 @@ from mmengine.logging import print_log
 from ..data.check import CocoCheck, Severity, check_coco, read_coco, read_headers
 from ..data.check.findings import shorten
 from ..data.convert import read_yolo
+from ..data.image_folder import base_name, find_image_folder
 from ..errors import ConfigError, UserError
 from ..files import write_json
 from . import preflight
@@ -29,15 +30,7 @@ __all__ = ['OwnData', 'use_own_data']
 
 _SHARE_HELD_OUT = 0.2
 _QUICK_SECONDS = 10.0  # for reading image headers before a run
-_SAMPLE = 20  # images of a file that are looked for in a folder
 _CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')
-# Where exports put the images of a split, from its annotation file or a folder above it.
-_FOLDERS = {
-    'train': ('train', 'train2017', 'images/train', 'train/images', 'images/train2017', 'images'),
-    'val': ('val', 'valid', 'validation', 'val2017', 'images/val', 'images/valid', 'val/images',
-            'valid/images', 'images/val2017', 'test', 'images/test', 'test/images', 'images',
-            'train', 'train2017', 'images/train', 'train/images'),
-}
 _KEPT_KEYS = ('pipeline', 'filter_cfg', 'test_mode', 'backend_args')
 
 _Path = str | os.PathLike[str]
@@ -143,7 +136,7 @@ def use_own_data(config: Config, own: OwnData, *, training: bool,
 
 def _check_config(config: Config, training: bool) -> None:
     name = Path(config.filename).stem if config.filename else 'the config'
-    if config.get('default_scope') == 'mmseg' or not _heads(config.model):
+    if config.get('default_scope') == 'mmseg' or not any(_heads(config.model)):
         raise ConfigError(f'{name} is not a detector with classes: COCO annotation files and '
                           'data.yaml are for detectors; a segmentor learns from label maps')
     for split in ('train', 'val', 'test'):
@@ -201,31 +194,16 @@ def _with_images(split: _Split, folder: _Path | None) -> _Split:
     """
     assert split.path is not None
     given = None if folder is None else Path(folder).expanduser().absolute()
-    flag = '--val-images' if split.name == 'val' else '--images'
-    if given is not None and not given.is_dir():
-        raise UserError(f'no such folder: {folder}; {flag} names the folder of the images')
     names = [image['file_name'] for image in split.content['images']
              if isinstance(image.get('file_name'), str) and image['file_name']]
     if not names:
         split.images = given or split.path.parent
         return split  # the check of the file says what is wrong
-    tops = [given] if given else [split.path.parent, split.path.parent.parent]
-    folders = [top / sub for top in tops for sub in ('', *_FOLDERS[split.name])]
-    for kept, shown in ((names, names[0]), ([_base_name(name) for name in names], '')):
-        counts = [sum((place / name).is_file() for name in kept[:_SAMPLE]) for place in folders]
-        if not max(counts):
-            continue
-        split.images = folders[counts.index(max(counts))]
-        if not shown:
-            _use_base_names(split)
-        return split
-    raise UserError(f'{split.path}: no image such as {names[0]} was found in {tops[0]} or the '
-                    f'usual folders {"in" if given else "around"} it; pass {flag} with the folder '
-                    'that the file names start from')
-
-
-def _base_name(name: str) -> str:
-    return name.replace('\\', '/').rpartition('/')[2]
+    flag = '--val-images' if split.name == 'val' else '--images'
+    split.images, shortened = find_image_folder(split.path, names, split.name, given, flag)
+    if shortened:
+        _use_base_names(split)
+    return split
 
 
 def _use_base_names(split: _Split) -> None:
@@ -239,7 +217,7 @@ def _use_base_names(split: _Split) -> None:
         name = image.get('file_name')
         if not isinstance(name, str):
             continue
-        image['file_name'] = _base_name(name)
+        image['file_name'] = base_name(name)
         other = first.setdefault(image['file_name'], name)
         if other != name:
             raise UserError(f'{split.path}: {other} and {name} were not found, and without their '
@@ -472,26 +450,22 @@ def _evaluator(evaluator: Any, path: str, masks: bool) -> Any:
     return ours if isinstance(evaluator, list | tuple) else ours[0]
 
 
-def _heads(model: Any, path: str = '') -> Iterator[tuple[str, MutableMapping[str, Any]]] | list:
-    """Return path and config of every part of the heads that has a number of classes."""
-    return list(_class_counts(model, path))
-
-
-def _class_counts(part: Any, path: str) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+def _heads(part: Any, path: str = '') -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+    """Yield path and config of every part of the heads that has a number of classes."""
     if isinstance(part, MutableMapping):
         in_head = 'head' in path and not any(name in path for name in _CLASS_AGNOSTIC)
         if in_head and ('num_classes' in part or 'num_things_classes' in part):
             yield path, part
         for key, value in part.items():
-            yield from _class_counts(value, f'{path}.{key}' if path else str(key))
+            yield from _heads(value, f'{path}.{key}' if path else str(key))
     elif isinstance(part, list | tuple):
         for index, value in enumerate(part):
-            yield from _class_counts(value, f'{path}.{index}')
+            yield from _heads(value, f'{path}.{index}')
 
 
 def _set_class_count(model: Any, count: int) -> list[str]:
     """Set the number of classes in every head, and return the paths of the heads."""
-    heads = _heads(model)
+    heads = list(_heads(model))
     for _, head in heads:
         if 'num_things_classes' in head:  # of MaskFormer and Mask2Former
             old = head['num_things_classes'] + head.get('num_stuff_classes', 0)

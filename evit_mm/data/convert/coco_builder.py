@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ['IMAGE_SUFFIXES', 'CocoBuilder', 'list_images']
+__all__ = ['CocoBuilder', 'common_folder', 'list_images']
 
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 Box = tuple[float, float, float, float]
 
@@ -94,7 +94,7 @@ def _visible(folder: Path) -> Iterable[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith('.')]
         for name in names:
-            if not name.startswith('.') and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if not name.startswith('.') and os.path.splitext(name)[1].lower() in _SUFFIXES:
                 yield Path(parent, name)
 
 
