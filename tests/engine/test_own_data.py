@@ -1,7 +1,9 @@
 """Configs fitted to data in any folder: what MMDetection then reads is what the files say."""
 
+import functools
 import json
 import random
+from copy import deepcopy
 
 import pytest
 from mmdet.registry import DATASETS
@@ -39,11 +41,17 @@ def write(folder, content, name='train.json', images=None):
     return folder / name
 
 
+@functools.cache
+def packaged(name):
+    """Read a packaged config once."""
+    return configure.load_config(name)
+
+
 @pytest.fixture
 def fit(tmp_path):
     """Fit a config to data, check it as a run does, and return it."""
     def run(own, name='retinanet_evit_m0_coco', *, training=True, **options):
-        config = configure.load_config(name)
+        config = deepcopy(packaged(name))
         config.work_dir = str(tmp_path / 'work')
         run.images = use_own_data(config, own, training=training, **options)
         for split in ('train', 'val') if training else ('test',):
@@ -117,7 +125,7 @@ def test_every_head_has_the_classes(fit, tmp_path, name, heads):
 
 
 def test_heads_of_queries_weigh_their_classes(fit, tmp_path):
-    config = configure.load_config('retinanet_evit_m0_coco')
+    config = deepcopy(packaged('retinanet_evit_m0_coco'))
     config.work_dir = str(tmp_path / 'work')
     config.model = dict(panoptic_head=dict(
         num_things_classes=80, num_stuff_classes=0,
