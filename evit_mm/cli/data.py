@@ -3,6 +3,7 @@
 import argparse
 
 from .data_check import add_check
+from .data_convert import add_convert
 
 DESCRIPTION = 'Prepare a dataset for training and evaluation.'
 
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be done, and the flags of each."""
     datasets = parser.add_subparsers(required=True, metavar='ACTION')
     add_check(datasets)
+    add_convert(datasets)
     shapes = datasets.add_parser(
         'shapes', help='draw a small synthetic dataset (offline, under a minute)',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare or check a dataset, and print a summary of it.
+    """Prepare, check or convert a dataset, and print a summary of it.
 
     Raises:
         UserError: If a number is out of range, the data have a fault, or the folder can't or must

@@ -4,7 +4,7 @@ import argparse
 
 from .common import ConfigOptions
 
-__all__ = ['add_acceleration_arguments', 'add_run_arguments']
+__all__ = ['add_acceleration_arguments', 'add_own_data_arguments', 'add_run_arguments']
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) -> None:
@@ -25,6 +25,24 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) ->
                         help='what started the processes')
     # Launchers pass either spelling.
     parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
+
+
+def add_own_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -> None:
+    """Add the flags that put a user's data in the place of the config's."""
+    group = parser.add_argument_group('your own data')
+    if training:
+        group.add_argument('--train-ann', metavar='FILE',
+                           help='COCO annotation file to train on; classes, heads, schedule and '
+                           'batch size are fitted to it')
+    group.add_argument('--val-ann', metavar='FILE',
+                       help='COCO annotation file to validate on (default: a fifth of the images '
+                       'is held out)' if training else 'COCO annotation file to test on')
+    group.add_argument('--images', metavar='DIR',
+                       help='folder of the images (default: looked for around the annotation file)')
+    group.add_argument('--val-images', metavar='DIR',
+                       help='folder of the images of --val-ann, if it is another one')
+    group.add_argument('--data', metavar='FILE',
+                       help='data.yaml of YOLO\'s layout, instead of the flags above')
 
 
 def add_acceleration_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,11 @@
 
 import argparse
 
-from .run_arguments import add_acceleration_arguments, add_run_arguments
+from .run_arguments import (
+    add_acceleration_arguments,
+    add_own_data_arguments,
+    add_run_arguments,
+)
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -25,10 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='scale the learning rate with the batch size')
     parser.add_argument('--from-scratch', action='store_true',
                         help='random weights, and BN that learns its statistics')
+    parser.add_argument('--from', dest='from_checkpoint', metavar='CHECKPOINT',
+                        help='file, address or name of a trained detector or segmentor to start '
+                        'from; layers of other classes start anew')
+    parser.add_argument('--epochs', type=int, metavar='N',
+                        help='length of the training; the schedule is stretched with it')
+    parser.add_argument('--iters', type=int, metavar='N', help='the same in iterations')
+    parser.add_argument('--lr', type=float, metavar='RATE', help='learning rate')
+    parser.add_argument('--batch-size', type=int, metavar='N',
+                        help='images of each process in a step')
+    parser.add_argument('--early-stopping', type=int, nargs='?', const=5, metavar='PATIENCE',
+                        help='stop after PATIENCE (5) validations without a better result')
+    parser.add_argument('--ema', action='store_true',
+                        help='validate and save an exponential moving average of the weights')
     parser.add_argument('--channels-last', action=argparse.BooleanOptionalAction,
                         help='keep feature maps in the channels-last memory format (default: on a '
                         'CPU, in one process)')
     add_acceleration_arguments(parser)
+    add_own_data_arguments(parser, training=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,5 +57,9 @@ def run(args: argparse.Namespace) -> None:
           new_schedule=args.new_schedule, from_scratch=args.from_scratch, amp=args.amp,
           bf16=args.bf16, channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
+          train_ann=args.train_ann, val_ann=args.val_ann, images=args.images,
+          val_images=args.val_images, data=args.data, from_checkpoint=args.from_checkpoint,
+          epochs=args.epochs, iters=args.iters, lr=args.lr, batch_size=args.batch_size,
+          early_stopping=args.early_stopping, ema=args.ema,
           ignore_unknown_categories=args.ignore_unknown_categories,
           skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

@@ -1,11 +1,12 @@
 """The checkpoint that a run starts from, read once for its check and for the runner."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 
-__all__ = ['initial_checkpoint', 'read_checkpoint', 'release_checkpoint']
+__all__ = ['initial_checkpoint', 'read_checkpoint', 'release_checkpoint', 'trained_classes']
 
 _patterns: list[str] = []  # of the checkpoint that waits for its second reader, if any
 
@@ -55,3 +56,19 @@ def release_checkpoint() -> None:
     while _patterns:
         # A scheme can be registered publicly, but not removed.
         CheckpointLoader._schemes.pop(_patterns.pop(), None)
+
+
+def trained_classes(source: str) -> list[str] | None:
+    """Return the classes that a checkpoint was trained on; None if it does not tell.
+
+    Args:
+        source: A file, address or name.
+
+    Raises:
+        CheckpointError: If it can't be read.
+    """
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    dataset = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    classes = dataset.get('classes') if isinstance(dataset, Mapping) else None
+    return [str(name) for name in classes] if isinstance(classes, list | tuple) else None

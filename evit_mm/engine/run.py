@@ -24,10 +24,19 @@ from .hooks.first_iteration import FirstIterationHook
 from .hooks.preflight import PreflightHook
 from .hooks.resumed_schedule import ResumedScheduleHook
 from .hooks.summary import SummaryHook
-from .initial_checkpoint import release_checkpoint
+from .initial_checkpoint import release_checkpoint, trained_classes
 from .launch import prepare_processes
 from .loops import resume_at_once
 from .model_parts import parts, plain_model
+from .own_data import OwnData, use_own_data
+from .recipe import (
+    RecipeFlags,
+    add_switches,
+    apply_flags,
+    fit_recipe,
+    keep_best_checkpoint,
+    warn_of_schedule,
+)
 
 __all__ = ['test', 'train']
 
@@ -39,7 +48,12 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
           new_schedule: bool = False, from_scratch: bool = False, amp: bool = False,
           bf16: bool = False, channels_last: bool | None = None, compile: bool = False,
           auto_scale_lr: bool = False, seed: int | None = None,
-          cfg_options: Mapping[str, Any] | None = None,
+          cfg_options: Mapping[str, Any] | None = None, train_ann: _Path | None = None,
+          val_ann: _Path | None = None, images: _Path | None = None,
+          val_images: _Path | None = None, data: _Path | None = None,
+          from_checkpoint: _Path | None = None, epochs: int | None = None,
+          iters: int | None = None, lr: float | None = None, batch_size: int | None = None,
+          early_stopping: int | None = None, ema: bool = False,
           ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
           launcher: str = 'none') -> Path:
     """Train a detector or segmentor.
@@ -61,6 +75,20 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         auto_scale_lr: Scale the learning rate with the batch size.
         seed: Seed of all random numbers.
         cfg_options: Values to change in the config, by dotted key.
+        train_ann: COCO annotation file of your own data. Classes, heads, datasets, evaluators,
+            schedule and batch size of the config are fitted to it.
+        val_ann: The same for validation; by default, a fifth of the images is held out.
+        images: Folder of the images; by default, it is looked for around the annotation file.
+        val_images: Folder of the images of ``val_ann``, if it is another one.
+        data: A data.yaml of YOLO's layout, instead of ``train_ann`` and the others.
+        from_checkpoint: Detector or segmentor to start from: file, address or name. What does not
+            fit, such as the layers of other classes, starts anew.
+        epochs: Length of the training; the schedule is stretched with it.
+        iters: The same in iterations.
+        lr: Learning rate.
+        batch_size: Images of each process in a step.
+        early_stopping: Stop after this many validations without a better result.
+        ema: Validate and save an exponential moving average of the weights.
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
         skip_invalid_objects: Go on without the objects of annotation files that can't be used.
@@ -78,6 +106,17 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         config = _prepare_config(
             config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        flags = RecipeFlags(epochs=epochs, iters=iters, lr=lr, batch_size=batch_size)
+        own = OwnData(train_ann, val_ann, images, val_images, data)
+        if own:
+            num_images = _use_own_data(config, own, data_root, training=True,
+                                       skip_invalid=skip_invalid_objects)
+            fit_recipe(config, num_images, flags, cfg_options or ())
+        else:
+            apply_flags(config, flags)
+        keep_best_checkpoint(config)
+        if from_checkpoint:
+            _start_from(config, from_checkpoint, resume=resume, from_scratch=from_scratch)
         on_cpu = get_device() == 'cpu'
         if on_cpu:
             keep_freed_memory()
@@ -111,6 +150,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
                                ignore_unknown_categories=ignore_unknown_categories,
                                skip_invalid_objects=skip_invalid_objects)
         runner.register_hook(ResumedScheduleHook(use_config=new_schedule))
+        add_switches(runner, early_stopping=early_stopping, ema=ema)
+        warn_of_schedule(runner)
         model = plain_model(runner.model)
         if channels_last is None and not parts(model, 'backbone'):
             acceleration = replace(acceleration, channels_last=False)
@@ -124,7 +165,9 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
          data_root: _Path | None = None, out: _Path | None = None, show_dir: _Path | None = None,
          tta: bool = False, fast: bool = False, deploy: bool = False, channels_last: bool = False,
          compile: bool = False, bf16: bool = False, seed: int | None = None,
-         cfg_options: Mapping[str, Any] | None = None, ignore_unknown_categories: bool = False,
+         cfg_options: Mapping[str, Any] | None = None, val_ann: _Path | None = None,
+         images: _Path | None = None, val_images: _Path | None = None,
+         data: _Path | None = None, ignore_unknown_categories: bool = False,
          skip_invalid_objects: bool = False, launcher: str = 'none') -> dict[str, float]:
     """Test a checkpoint on the test data of a config.
 
@@ -143,6 +186,11 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         bf16: As in `train`.
         seed: As in `train`.
         cfg_options: As in `train`.
+        val_ann: COCO annotation file of your own data to test on. The classes are those that the
+            checkpoint was trained on.
+        images: As in `train`.
+        val_images: As ``images``.
+        data: As in `train`; its validation data are tested on.
         ignore_unknown_categories: As in `train`.
         skip_invalid_objects: As in `train`.
         launcher: As in `train`.
@@ -157,6 +205,11 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         config = _prepare_config(
             config, ('model', 'test_dataloader', 'test_evaluator'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        own = OwnData(None, val_ann, images, val_images, data)
+        if own:
+            _use_own_data(config, own, data_root, training=False,
+                          classes=trained_classes(os.fspath(checkpoint)),
+                          skip_invalid=skip_invalid_objects)
         acceleration = Acceleration(
             deploy=deploy or fast and RECOMMENDED.deploy,
             channels_last=channels_last or fast and RECOMMENDED.channels_last,
@@ -206,6 +259,27 @@ def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_d
     prepare_processes(config, launcher)
     preflight.check_synced_norms(config)
     return config
+
+
+def _use_own_data(config: Config, own: OwnData, data_root: _Path | None, **options: Any) -> int:
+    """Call `use_own_data`, unless the folder of the config's own dataset is set, too."""
+    if data_root:
+        raise UserError('--data-root moves the dataset of the config, and --train-ann, --val-ann, '
+                        '--images and --data replace it: leave one of them out')
+    return use_own_data(config, own, **options)
+
+
+def _start_from(config: Config, checkpoint: _Path, *, resume: _Path | bool | None,
+                from_scratch: bool) -> None:
+    """Let a training start from the weights of a whole model.
+
+    Raises:
+        UserError: If another flag says to start differently.
+    """
+    if resume or from_scratch:
+        raise UserError(f'--from and {"--resume" if resume else "--from-scratch"} are two ways to '
+                        'start: choose one')
+    config.load_from, config.resume = os.fspath(checkpoint), False
 
 
 def _create_folder(folder: _Path, flag: str) -> Path:

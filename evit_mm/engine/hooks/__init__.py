@@ -1,15 +1,16 @@
 """Hooks around a run, one file each.
 
 A config that names this module in ``custom_imports`` can use those that are registered:
-`MeanLossHook`, `PreflightHook` and `ResumedScheduleHook`.
+`BestCheckpointHook`, `MeanLossHook`, `PreflightHook` and `ResumedScheduleHook`.
 """
 
 from .acceleration import AccelerationHook
+from .best_checkpoint import BestCheckpointHook
 from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
 from .preflight import PreflightHook
 from .resumed_schedule import ResumedScheduleHook
 from .summary import SummaryHook
 
-__all__ = ['AccelerationHook', 'FirstIterationHook', 'MeanLossHook', 'PreflightHook',
-           'ResumedScheduleHook', 'SummaryHook']
+__all__ = ['AccelerationHook', 'BestCheckpointHook', 'FirstIterationHook', 'MeanLossHook',
+           'PreflightHook', 'ResumedScheduleHook', 'SummaryHook']

@@ -20,7 +20,8 @@ from .categories import compare_categories
 from .files import base_class, class_of, coco_classes, is_remote
 from .findings import log_findings
 
-__all__ = ['ConfiguredSource', 'check_annotations', 'compare_with_config', 'report', 'sources_of', 'write_repaired']
+__all__ = ['ConfiguredSource', 'check_annotations', 'compare_with_config', 'needs_masks', 'report',
+           'sources_of', 'write_repaired']
 
 _QUICK_SECONDS = 10.0  # for reading image headers before a run; `evit-mm data check` reads all
 
@@ -149,10 +150,20 @@ def write_repaired(check: CocoCheck, folder: Path) -> Path:
     return path
 
 
+def needs_masks(config: Any) -> bool:
+    """Return whether a config's pipelines or evaluators need the masks of objects."""
+    splits = ('train', 'val', 'test')
+    return any(
+        _loads_masks(dataset.get('pipeline')) for split in splits
+        for dataset in leaf_datasets(config.get(f'{split}_dataloader') or {})) or any(
+        'segm' in _as_list(evaluator.get('metric')) for split in splits
+        for evaluator in _evaluators(config.get(f'{split}_evaluator')))
+
+
 def sources_of(config: Any, split: str) -> list[ConfiguredSource]:
     """Return the datasets of a split that read a COCO file as `CocoDataset` does."""
     evaluators = [] if split == 'train' else list(_evaluators(config.get(f'{split}_evaluator')))
-    needs_masks = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
+    evaluates_masks = any('segm' in _as_list(evaluator.get('metric')) for evaluator in evaluators)
     needs_objects = not evaluators or not all(
         evaluator.get('format_only') for evaluator in evaluators)
     sources = []
@@ -165,7 +176,7 @@ def sources_of(config: Any, split: str) -> list[ConfiguredSource]:
         limits = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
         sources.append(ConfiguredSource(
             Path(root, dataset['ann_file']), os.path.join(root, folder), classes,
-            needs_masks or _loads_masks(dataset.get('pipeline')), needs_objects,
+            evaluates_masks or _loads_masks(dataset.get('pipeline')), needs_objects,
             limits.get('min_size', 0), list(_scales(dataset.get('pipeline'))), dataset))
     return sources
 

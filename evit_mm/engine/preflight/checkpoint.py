@@ -51,11 +51,13 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> list[Eff
     if differences and purpose != 'finetune':
         raise CheckpointError(
             f'{source} is not a checkpoint of this config\'s model: {differences}')
-    if not any(key in expected and expected[key].shape == state[key].shape for key in state):
+    fitting = sum(key in expected and expected[key].shape == state[key].shape for key in state)
+    if not fitting:
         raise CheckpointError(f'{source} has nothing in common with this config\'s model: '
                               f'{differences}')
     if differences:
-        print_log(f'{source} fits only in part, the rest keeps its initial weights: {differences}',
+        print_log(f'{source} fits in part: {fitting} of the model\'s {len(expected)} tensors are '
+                  f'taken from it, and the others start anew: {differences}',
                   logger='current', level=logging.WARNING)
     return complete
 
