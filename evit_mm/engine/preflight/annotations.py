@@ -161,7 +161,7 @@ def _evaluators(evaluator: Any) -> Iterator[MutableMapping[str, Any]]:
     """Yield the configs of CocoMetric in an evaluator's config that name a file."""
     if isinstance(evaluator, MutableMapping):
         name = getattr(evaluator.get('type'), '__name__', str(evaluator.get('type')))
-        if name.rpartition('.')[2] == 'CocoMetric':
+        if name.rpartition('.')[2] in ('CocoMetric', 'PerClassCocoMetric'):
             if isinstance(evaluator.get('ann_file'), str) and '://' not in evaluator['ann_file']:
                 yield evaluator
         elif evaluator.get('metrics'):
