@@ -31,8 +31,8 @@ _CONFUSION_IOU = 0.5
 class PerClassCocoMetric(CocoMetric):
     """CocoMetric of MMDetection that evaluates faster and reports every class.
 
-    Its metrics have the names and the digits of CocoMetric's. Where nothing was detected, they are 0
-    (CocoMetric has none then), so that a checkpoint hook which looks for the best one goes on.
+    Its metrics have the names and the digits of CocoMetric's. Where nothing was detected, they are
+    0 (CocoMetric has none then), so that a checkpoint hook which looks for the best one goes on.
 
     Args:
         *args: Arguments of CocoMetric.

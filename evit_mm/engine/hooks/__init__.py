@@ -1,15 +1,18 @@
 """Hooks around a run, one file each.
 
 A config that names this module in ``custom_imports`` can use those that are registered:
-`MeanLossHook`, `PreflightHook` and `ResumedScheduleHook`.
+`MeanLossHook`, `PictureHook`, `PreflightHook`, `ReportHook` and
+`ResumedScheduleHook`.
 """
 
 from .acceleration import AccelerationHook
 from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
+from .pictures import PictureHook
 from .preflight import PreflightHook
+from .report import ReportHook
 from .resumed_schedule import ResumedScheduleHook
 from .summary import SummaryHook
 
-__all__ = ['AccelerationHook', 'FirstIterationHook', 'MeanLossHook', 'PreflightHook',
-           'ResumedScheduleHook', 'SummaryHook']
+__all__ = ['AccelerationHook', 'FirstIterationHook', 'MeanLossHook', 'PictureHook',
+           'PreflightHook', 'ReportHook', 'ResumedScheduleHook', 'SummaryHook']
