@@ -23,6 +23,7 @@ from .evaluation import evaluate_by_class
 from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
 from .hooks.first_iteration import FirstIterationHook
 from .hooks.preflight import PreflightHook
+from .hooks.progress import ProgressHook
 from .hooks.report import ReportHook
 from .hooks.resumed_schedule import ResumedScheduleHook
 from .hooks.summary import SummaryHook
@@ -311,10 +312,13 @@ def _run(runner: Runner, action: Callable[[], Any]) -> Any:
     """
     first_iteration = FirstIterationHook()
     runner.register_hook(first_iteration)
+    progress = ProgressHook()
+    runner.register_hook(progress)
     try:
         with translate_errors(pass_if=lambda: first_iteration.reached):
             return action()
     finally:
+        progress.close()
         release_checkpoint()
 
 

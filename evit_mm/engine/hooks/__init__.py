@@ -1,7 +1,7 @@
 """Hooks around a run, one file each.
 
 A config that names this module in ``custom_imports`` can use those that are registered:
-`MeanLossHook`, `PictureHook`, `PreflightHook`, `ReportHook` and
+`MeanLossHook`, `PictureHook`, `PreflightHook`, `ProgressHook`, `ReportHook` and
 `ResumedScheduleHook`.
 """
 
@@ -10,9 +10,10 @@ from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
 from .pictures import PictureHook
 from .preflight import PreflightHook
+from .progress import ProgressHook
 from .report import ReportHook
 from .resumed_schedule import ResumedScheduleHook
 from .summary import SummaryHook
 
 __all__ = ['AccelerationHook', 'FirstIterationHook', 'MeanLossHook', 'PictureHook',
-           'PreflightHook', 'ReportHook', 'ResumedScheduleHook', 'SummaryHook']
+           'PreflightHook', 'ProgressHook', 'ReportHook', 'ResumedScheduleHook', 'SummaryHook']
