@@ -1,11 +1,13 @@
 """The command ``evit-mm data``, and tools/prepare_data.py."""
 
 import argparse
+from typing import Any
 
+from .common import ConfigOptions
 from .data_check import add_check
 from .data_convert import add_convert
 
-DESCRIPTION = 'Prepare a dataset for training and evaluation.'
+DESCRIPTION = 'Prepare, check or convert a dataset, or look at one.'
 
 _LAYOUTS = ('coco', 'ade')
 _CONFIGS = {'coco': 'retinanet_evit_m0_shapes', 'ade': 'upernet_evit_m0_shapes'}
@@ -37,6 +39,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='replace a shapes dataset of other options, or write into a folder '
                              'that contains other files (which are left as they are)')
     shapes.set_defaults(prepare=_generate_shapes)
+    _add_browse(datasets)
+
+
+def _add_browse(datasets: Any) -> None:
+    browse = datasets.add_parser(
+        'browse', help='draw what the augmentations feed the model',
+        description='Draw images with their boxes, masks or label maps as the training pipeline of '
+                    'a config makes them, on pages of twelve.')
+    browse.add_argument('config', help='config file, or the name of a packaged config')
+    browse.add_argument('--out', default='browse', metavar='DIR',
+                        help='folder of the pages (browse)')
+    browse.add_argument('-n', '--count', type=int, default=24, metavar='N',
+                        help='number of images, chosen at random (24)')
+    browse.add_argument('--split', choices=['train', 'val', 'test'], default='train',
+                        help='the dataset to look at (train)')
+    browse.add_argument('--data-root', metavar='DIR',
+                        help='folder that replaces the data_root of every dataset')
+    browse.add_argument('--seed', type=int, default=0, metavar='N',
+                        help='seed of the choice and of the augmentations (0)')
+    browse.add_argument('--ignore-unknown-categories', action='store_true',
+                        help='accept annotation files with categories that the config does not '
+                        'have')
+    browse.add_argument('--skip-invalid-objects', action='store_true',
+                        help='go on without the objects of annotation files that can\'t be used')
+    browse.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+                        help='change values of the config')
+    browse.set_defaults(prepare=_browse)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,3 +98,14 @@ def _generate_shapes(args: argparse.Namespace) -> None:
         print(f'  classes: {", ".join(dataset.classes)}')
         print(f'  next: evit-mm train {_CONFIGS[layout]} '
               f'--data-root {shlex.quote(str(root))}')
+
+
+def _browse(args: argparse.Namespace) -> None:
+    from ..engine.browse import browse
+
+    pages = browse(args.config, out=args.out, count=args.count, split=args.split,
+                   data_root=args.data_root, seed=args.seed, cfg_options=args.cfg_options,
+                   ignore_unknown_categories=args.ignore_unknown_categories,
+                   skip_invalid_objects=args.skip_invalid_objects)
+    for page in pages:
+        print(page)

@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'segmentation')
     parser.add_argument('--show-dir', metavar='DIR',
                         help='write pictures of predictions next to the ground truth')
+    parser.add_argument('--score-thr', type=float, default=0.3, metavar='X',
+                        help='lowest score of the detections in these pictures (0.3)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument('--fast', action='store_true',
                         help='--deploy and --channels-last, which leave all metrics as they are')
@@ -41,10 +43,9 @@ def run(args: argparse.Namespace) -> None:
     from ..engine import test
 
     test(args.config, args.checkpoint, work_dir=args.work_dir, data_root=args.data_root,
-         out=args.out, show_dir=args.show_dir, tta=args.tta, fast=args.fast, deploy=args.deploy,
-         channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
-         cfg_options=args.cfg_options, val_ann=args.val_ann, images=args.images,
-         val_images=args.val_images, data=args.data,
+         out=args.out, show_dir=args.show_dir, score_thr=args.score_thr, tta=args.tta,
+         fast=args.fast, deploy=args.deploy, channels_last=args.channels_last,
+         compile=args.compile, bf16=args.bf16, seed=args.seed, cfg_options=args.cfg_options,
+         val_ann=args.val_ann, images=args.images, val_images=args.val_images, data=args.data,
          ignore_unknown_categories=args.ignore_unknown_categories,
-         skip_invalid_objects=args.skip_invalid_objects,
-         launcher=args.launcher)
+         skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--new-schedule', action='store_true',
                         help='resume with the learning rate and schedule of the config instead of '
                         'those of the checkpoint')
+    parser.add_argument('--show-val', action='store_true',
+                        help='draw predictions of the first images of each validation, in '
+                        'pictures/ of the work dir')
+    parser.add_argument('--tracker', action='append', default=[], metavar='NAME',
+                        choices=['tensorboard', 'wandb', 'mlflow'],
+                        help='send losses and metrics to tensorboard, wandb or mlflow too; may be '
+                        'repeated')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
@@ -54,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
     from ..engine import train
 
     train(args.config, work_dir=args.work_dir, data_root=args.data_root, resume=args.resume,
-          new_schedule=args.new_schedule, from_scratch=args.from_scratch, amp=args.amp,
-          bf16=args.bf16, channels_last=args.channels_last, compile=args.compile,
+          new_schedule=args.new_schedule, show_val=args.show_val, tracker=tuple(args.tracker),
+          from_scratch=args.from_scratch, amp=args.amp, bf16=args.bf16,
+          channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
           train_ann=args.train_ann, val_ann=args.val_ann, images=args.images,
           val_images=args.val_images, data=args.data, from_checkpoint=args.from_checkpoint,

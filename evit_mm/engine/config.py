@@ -1,10 +1,11 @@
 """Find and read a config, and apply the options of a run to it."""
 
 import difflib
+import importlib.util
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..data.image_paths import common_folder
 from ..errors import ConfigError, UserError, one_line
 from ..models import EfficientViT
 
-__all__ = ['add_test_time_augmentation', 'draw_predictions', 'find_config', 'leaf_datasets',
-           'load_config', 'set_data_root', 'set_from_scratch', 'use_amp',
-           'without_pretrained_weights']
+__all__ = ['TRACKERS', 'add_test_time_augmentation', 'add_trackers', 'draw_predictions',
+           'draw_validations', 'find_config', 'leaf_datasets', 'load_config', 'set_data_root',
+           'set_from_scratch', 'use_amp', 'without_pretrained_weights']
+
+TRACKERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend',
+            'mlflow': 'MLflowVisBackend'}
+"""mmengine's backends for experiment trackers, by the name of the tracker and its package."""
+
+_IMAGES_OF_A_VALIDATION = 16
 
 Edit = Callable[[Any], Any]
 _PARTS = ('dataloader', 'evaluator')
@@ -184,22 +192,67 @@ def use_amp(config: Config) -> None:
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def draw_predictions(config: Config, folder: str | os.PathLike[str]) -> None:
+def draw_predictions(config: Config, folder: str | os.PathLike[str], *, score_thr: float = 0.3
+                     ) -> None:
     """Write pictures of the predictions next to the ground truth while testing.
 
+    Args:
+        config: Changed in place.
+        folder: Folder of the pictures.
+        score_thr: Lowest score of the detections to draw.
+
     Raises:
-        ConfigError: If the config has no visualization hook.
+        UserError: If ``score_thr`` is not between 0 and 1.
     """
-    hook = config.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise ConfigError('--show-dir needs default_hooks.visualization in the config')
-    hook['draw'] = True
-    hook['interval'] = 1
-    folder = str(Path(folder).expanduser().resolve())
-    if 'DetVisualizationHook' in str(hook['type']):
-        hook['test_out_dir'] = folder
-    else:
-        config.visualizer['save_dir'] = folder
+    if not 0 <= score_thr <= 1:
+        raise UserError(f'--score-thr {score_thr:g} must be between 0 and 1')
+    _set_picture_hook(config, 'test', folder=str(Path(folder).expanduser().resolve()),
+                      score_thr=score_thr)
+
+
+def draw_validations(config: Config) -> None:
+    """Write pictures of the first images of each validation while training.
+
+    Raises:
+        ConfigError: If the config has no validation.
+    """
+    if not config.get('val_dataloader'):
+        raise ConfigError('--show-val needs a validation, and the config has no val_dataloader')
+    _set_picture_hook(config, 'val', val_images=_IMAGES_OF_A_VALIDATION)
+
+
+def _set_picture_hook(config: Config, split: str, **options: Any) -> None:
+    """Put our hook in the place of MMDetection's or MMSegmentation's."""
+    datasets = list(leaf_datasets(config.get(f'{split}_dataloader') or {}))
+    hooks = dict(config.get('default_hooks') or {})
+    hooks['visualization'] = dict(
+        type='evit_mm.engine.hooks.pictures.PictureHook', image_root=common_folder(datasets),
+        backend_args=next((dataset.get('backend_args') for dataset in datasets), None), **options)
+    config.default_hooks = hooks
+
+
+def add_trackers(config: Config, names: Sequence[str]) -> None:
+    """Send losses and metrics to experiment trackers, as well as to the work dir.
+
+    Args:
+        config: Changed in place.
+        names: ``'tensorboard'``, ``'wandb'``, ``'mlflow'``.
+
+    Raises:
+        UserError: If there is no such tracker, or its package is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f'no such tracker: {name}; choose from {", ".join(TRACKERS)}')
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'--tracker {name} needs the package {name}, which is not installed: '
+                            f'pip install {name}')
+        visualizer = dict(config.get('visualizer') or dict(
+            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]))
+        backends = list(visualizer.get('vis_backends') or [])
+        if not any(TRACKERS[name] in str(backend.get('type')) for backend in backends):
+            backends.append(dict(type=TRACKERS[name]))
+        config.visualizer = dict(visualizer, vis_backends=backends)
 
 
 def add_test_time_augmentation(config: Config) -> None:

@@ -1,16 +1,20 @@
 """A runner that prints a short start, and does not mix with earlier runs of its process."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-__all__ = ['ConciseRunner', 'show_everything']
+__all__ = ['ConciseRunner', 'hide_iterations', 'show_everything']
 
 _MOST_LINES = 5  # of a message
+# What mmengine logs of single iterations; the line after a validation or test has no time left.
+_ITERATION = re.compile(r'(Epoch|Iter)\((train|val|test)\) .*\beta: |Exp name: ')
 
 
 class ConciseRunner(Runner):
@@ -43,6 +47,23 @@ def show_everything(logger: logging.Logger) -> None:
     """Let the terminal print all messages from here on."""
     for handler in _terminal_handlers(logger):
         handler.removeFilter(_is_concise)
+
+
+@contextmanager
+def hide_iterations(logger: logging.Logger) -> Iterator[None]:
+    """Leave the lines of single iterations to the log file, as a progress bar shows them."""
+    handlers = _terminal_handlers(logger)
+    for handler in handlers:
+        handler.addFilter(_is_no_iteration)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_iteration)
+
+
+def _is_no_iteration(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not _ITERATION.match(record.getMessage())
 
 
 def _is_concise(record: logging.LogRecord) -> bool:

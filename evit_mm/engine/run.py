@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from ..errors import ConfigError, UserError, translate_errors
 from . import config as configure
 from . import preflight
 from .console import ConciseRunner
+from .evaluation import evaluate_by_class
 from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
 from .hooks.first_iteration import FirstIterationHook
 from .hooks.preflight import PreflightHook
+from .hooks.progress import ProgressHook
+from .hooks.report import ReportHook
 from .hooks.resumed_schedule import ResumedScheduleHook
 from .hooks.summary import SummaryHook
 from .initial_checkpoint import release_checkpoint, trained_classes
@@ -45,7 +48,8 @@ _Path = str | os.PathLike[str]
 
 def train(config: _Path | Config, *, work_dir: _Path | None = None,
           data_root: _Path | None = None, resume: _Path | bool | None = None,
-          new_schedule: bool = False, from_scratch: bool = False, amp: bool = False,
+          new_schedule: bool = False, show_val: bool = False,
+          tracker: str | Sequence[str] = (), from_scratch: bool = False, amp: bool = False,
           bf16: bool = False, channels_last: bool | None = None, compile: bool = False,
           auto_scale_lr: bool = False, seed: int | None = None,
           cfg_options: Mapping[str, Any] | None = None, train_ann: _Path | None = None,
@@ -66,6 +70,10 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         resume: Checkpoint to resume from; True or ``'auto'`` for the latest one in the work dir.
         new_schedule: Resume with the learning rate and schedule of the config instead of those of
             the checkpoint.
+        show_val: Draw predictions of the first images of each validation, in ``pictures`` of the
+            work dir.
+        tracker: Where to send losses and metrics, besides the work dir: ``'tensorboard'``,
+            ``'wandb'`` or ``'mlflow'``, or several of them.
         from_scratch: Start from random weights, and let BN learn its statistics.
         amp: Train with mmengine's automatic mixed precision; needs a CUDA GPU.
         bf16: Compute in bfloat16 by autocast, on CPU or GPU.
@@ -145,6 +153,9 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
                       logger='current', level=logging.WARNING)
         elif new_schedule:
             raise UserError('--new-schedule changes how a run is resumed: pass it with --resume')
+        if show_val:
+            configure.draw_validations(config)
+        configure.add_trackers(config, [tracker] if isinstance(tracker, str) else tracker)
         splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
         runner = _build_runner(config, splits,
                                ignore_unknown_categories=ignore_unknown_categories,
@@ -163,12 +174,13 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
 
 def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = None,
          data_root: _Path | None = None, out: _Path | None = None, show_dir: _Path | None = None,
-         tta: bool = False, fast: bool = False, deploy: bool = False, channels_last: bool = False,
-         compile: bool = False, bf16: bool = False, seed: int | None = None,
-         cfg_options: Mapping[str, Any] | None = None, val_ann: _Path | None = None,
-         images: _Path | None = None, val_images: _Path | None = None,
-         data: _Path | None = None, ignore_unknown_categories: bool = False,
-         skip_invalid_objects: bool = False, launcher: str = 'none') -> dict[str, float]:
+         score_thr: float = 0.3, tta: bool = False, fast: bool = False, deploy: bool = False,
+         channels_last: bool = False, compile: bool = False, bf16: bool = False,
+         seed: int | None = None, cfg_options: Mapping[str, Any] | None = None,
+         val_ann: _Path | None = None, images: _Path | None = None,
+         val_images: _Path | None = None, data: _Path | None = None,
+         ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
+         launcher: str = 'none') -> dict[str, float]:
     """Test a checkpoint on the test data of a config.
 
     Args:
@@ -178,6 +190,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         data_root: As in `train`.
         out: Where to store the predictions: a .pkl file for detection, a folder for segmentation.
         show_dir: Folder for pictures of predictions next to the ground truth.
+        score_thr: Lowest score of the detections in these pictures.
         tta: Test on scaled and flipped copies of each image.
         fast: Make the model as fast as the metrics allow: `deploy` and `channels_last`.
         deploy: Fold BN and everything else that can be folded.
@@ -221,7 +234,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         config.load_from = os.fspath(checkpoint)
         config.resume = False
         if show_dir:
-            configure.draw_predictions(config, _create_folder(show_dir, '--show-dir'))
+            configure.draw_predictions(config, _create_folder(show_dir, '--show-dir'),
+                                       score_thr=score_thr)
         if tta:
             configure.add_test_time_augmentation(config)
         if out:
@@ -323,12 +337,14 @@ def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runne
     types = [str(dataset.get('type')) for split in splits
              for dataset in configure.leaf_datasets(config[f'{split}_dataloader'])]
     check_images_while_loading(config)
+    evaluate_by_class(config)
     if scope == 'mmseg' or any('mmseg.' in kind for kind in types):
         from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
 
         check_while_loading(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else ConciseRunner.from_cfg(config)
     runner.register_hook(checks)
+    runner.register_hook(ReportHook())
     checks.check(runner, splits)
     return runner
 
@@ -370,10 +386,13 @@ def _run(runner: Runner, action: Callable[[], Any]) -> Any:
     """
     first_iteration = FirstIterationHook()
     runner.register_hook(first_iteration)
+    progress = ProgressHook()
+    runner.register_hook(progress)
     try:
         with translate_errors(pass_if=lambda: first_iteration.reached):
             return action()
     finally:
+        progress.close()
         release_checkpoint()
 
 

@@ -40,11 +40,14 @@ def test_train():
     assert call(train_command, 'c') == {'config': 'c', **defaults(evit_mm.engine.train)}
     flags = ['c', '--work-dir', 'w', '--data-root', 'd', '--resume', 'r', '--from-scratch', '--amp',
              '--bf16', '--channels-last', '--compile', '--auto-scale-lr', '--seed', 3,
-             '--ignore-unknown-categories', '--cfg-options', 'a.b=[1,2]', 'c=x']
+             '--ignore-unknown-categories', '--skip-invalid-objects', '--new-schedule',
+             '--show-val', '--tracker', 'mlflow', '--tracker', 'wandb',
+             '--cfg-options', 'a.b=[1,2]', 'c=x']
     assert call(train_command, *flags) == dict(
         config='c', work_dir='w', data_root='d', resume='r', from_scratch=True, amp=True, bf16=True,
-        channels_last=True, compile=True, auto_scale_lr=True, seed=3,
-        ignore_unknown_categories=True, cfg_options={'a.b': [1, 2], 'c': 'x'}, launcher='none')
+        channels_last=True, compile=True, auto_scale_lr=True, seed=3, show_val=True,
+        tracker=('mlflow', 'wandb'), new_schedule=True, ignore_unknown_categories=True,
+        skip_invalid_objects=True, cfg_options={'a.b': [1, 2], 'c': 'x'}, launcher='none')
     assert call(train_command, 'c', '--resume')['resume'] == 'auto'
     assert call(train_command, 'c', '--no-channels-last')['channels_last'] is False
 
@@ -54,11 +57,13 @@ def test_test():
         'config': 'c', 'checkpoint': 'w.pth', **defaults(evit_mm.engine.test)}
     flags = ['c', 'w.pth', '--work-dir', 'w', '--data-root', 'd', '--out', 'o', '--show-dir', 's',
              '--tta', '--fast', '--deploy', '--channels-last', '--compile', '--bf16', '--seed', 3,
-             '--ignore-unknown-categories', '--cfg-options', 'a=1']
+             '--ignore-unknown-categories', '--skip-invalid-objects', '--score-thr', 0.5,
+             '--cfg-options', 'a=1']
     assert call(test_command, *flags) == dict(
         config='c', checkpoint='w.pth', work_dir='w', data_root='d', out='o', show_dir='s',
         tta=True, fast=True, deploy=True, channels_last=True, compile=True, bf16=True, seed=3,
-        ignore_unknown_categories=True, cfg_options={'a': 1}, launcher='none')
+        score_thr=0.5, skip_invalid_objects=True, ignore_unknown_categories=True,
+        cfg_options={'a': 1}, launcher='none')
 
 
 @pytest.mark.parametrize('flag', ['--local-rank', '--local_rank'])

@@ -129,3 +129,34 @@ def test_tta_of_masks_warns_that_it_merges_boxes(repository, monkeypatch):
     config = Config.fromfile(repository / 'configs' / 'mask_rcnn_evit_m0_coco.py')
     configure.add_test_time_augmentation(config)
     assert config.test_evaluator.metric == ['bbox'] and 'boxes only' in messages[0]
+
+
+def test_pictures_replace_the_drawing_of_other_packages(config, tmp_path):
+    configure.draw_predictions(config, tmp_path, score_thr=0.5)
+    hook = config.default_hooks.visualization
+    assert hook.type.endswith('.PictureHook') and hook.score_thr == 0.5
+    assert hook.folder == str(tmp_path) and hook.image_root.endswith('data/shapes/coco/val2017')
+    assert 'checkpoint' in config.default_hooks
+    with pytest.raises(UserError, match='--score-thr 30 must be between 0 and 1'):
+        configure.draw_predictions(config, tmp_path, score_thr=30)
+    config.val_dataloader = None
+    with pytest.raises(ConfigError, match='--show-val needs a validation'):
+        configure.draw_validations(config)
+
+
+def test_trackers(config, monkeypatch):
+    monkeypatch.setattr(configure.importlib.util, 'find_spec',
+                        lambda name: None if name == 'wandb' else name)
+    for _ in range(2):  # a config may name one already
+        configure.add_trackers(config, ['tensorboard', 'mlflow'])
+    assert [backend.type for backend in config.visualizer.vis_backends] == [
+        'LocalVisBackend', 'TensorboardVisBackend', 'MLflowVisBackend']
+    assert config.visualizer.type == 'DetLocalVisualizer'
+    with pytest.raises(UserError, match='needs the package wandb, .*: pip install wandb$'):
+        configure.add_trackers(config, ['wandb'])
+    with pytest.raises(UserError, match='no such tracker: comet; choose from tensorboard'):
+        configure.add_trackers(config, ['comet'])
+    config.pop('visualizer')
+    configure.add_trackers(config, ['tensorboard'])
+    assert [backend.type for backend in config.visualizer.vis_backends] == [
+        'LocalVisBackend', 'TensorboardVisBackend']

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evit_mm.segmentation import UnroundedIoUMetric
 
@@ -25,12 +26,14 @@ def metrics_in_numpy(pairs):
                 mAcc=100 * np.mean(intersection[true_area > 0] / true_area[true_area > 0]))
 
 
-def evaluate(pairs, **options):
-    metric = UnroundedIoUMetric(**options)
+def evaluate(pairs, metric=None, paths=None, **options):
+    metric = metric or UnroundedIoUMetric(**options)
+    paths = paths or [f'{number}.jpg' for number in range(len(pairs))]
     metric.dataset_meta = dict(classes=[f'class {k}' for k in range(CLASSES)])
     samples = [dict(pred_sem_seg=dict(data=torch.from_numpy(predicted)[None]),
                     gt_sem_seg=dict(data=torch.from_numpy(true)[None]),
-                    img_path=f'{number}.jpg') for number, (predicted, true) in enumerate(pairs)]
+                    img_path=path)
+               for path, (predicted, true) in zip(paths, pairs, strict=True)]
     for sample in samples:
         metric.process({}, [sample])
     return metric.evaluate(len(samples))
@@ -75,3 +78,41 @@ def test_more_pixels_than_float32_can_count():
 def test_predictions_are_saved_without_evaluation(pairs, tmp_path):
     assert evaluate(pairs, output_dir=str(tmp_path), format_only=True) == {}
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_each_class_and_the_confusion(pairs):
+    metric = UnroundedIoUMetric(iou_metrics=['mIoU', 'mDice'])
+    values = evaluate(pairs, metric=metric)
+    each, expected = metric.evaluation, np.zeros((CLASSES, CLASSES), int)
+    for predicted, true in pairs:
+        for k in range(CLASSES):
+            for other in range(CLASSES):
+                expected[k, other] += ((true == k) & (predicted == other)).sum()
+    assert each.confusion.tolist() == expected.tolist()
+    assert each.columns['pixels'] == expected.sum(1).tolist()
+    union = expected.sum(0) + expected.sum(1) - expected.diagonal()
+    with np.errstate(invalid='ignore'):
+        np.testing.assert_allclose(each.columns['IoU'], 100 * expected.diagonal() / union,
+                                   rtol=1e-12)
+    assert values['mDice'] == pytest.approx(np.nanmean(each.columns['Dice']), rel=1e-12)
+    assert each.classes == metric.dataset_meta['classes']
+
+
+def test_images_of_one_name_stay_apart(pairs, tmp_path):
+    paths = ['/data/images/a/0001.jpg', '/data/images/b/0001.jpg', '/other/0001.jpg']
+    evaluate(pairs, paths=paths, output_dir=str(tmp_path), image_root='/data/images',
+             format_only=True)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*.png')}
+    assert written == {'a/0001.png', 'b/0001.png', 'other/0001.png'}
+    for (predicted, _), name in zip(pairs, ['a', 'b', 'other'], strict=True):
+        saved = np.asarray(Image.open(tmp_path / name / '0001.png'))
+        assert (saved == predicted).all()
+
+
+def test_more_classes_than_a_byte_holds(tmp_path):
+    predicted = np.array([[0, 255, 256, 299]])
+    metric = UnroundedIoUMetric(output_dir=str(tmp_path), format_only=True)
+    metric.dataset_meta = dict(classes=['class'] * 300)
+    metric.process({}, [dict(pred_sem_seg=dict(data=torch.from_numpy(predicted)[None]),
+                             img_path='x.jpg')])
+    assert np.asarray(Image.open(tmp_path / 'x.png')).tolist() == predicted.tolist()

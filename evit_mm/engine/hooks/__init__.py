@@ -1,16 +1,21 @@
 """Hooks around a run, one file each.
 
 A config that names this module in ``custom_imports`` can use those that are registered:
-`BestCheckpointHook`, `MeanLossHook`, `PreflightHook` and `ResumedScheduleHook`.
+`BestCheckpointHook`, `MeanLossHook`, `PictureHook`, `PreflightHook`, `ProgressHook`, `ReportHook`
+and `ResumedScheduleHook`.
 """
 
 from .acceleration import AccelerationHook
 from .best_checkpoint import BestCheckpointHook
 from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
+from .pictures import PictureHook
 from .preflight import PreflightHook
+from .progress import ProgressHook
+from .report import ReportHook
 from .resumed_schedule import ResumedScheduleHook
 from .summary import SummaryHook
 
 __all__ = ['AccelerationHook', 'BestCheckpointHook', 'FirstIterationHook', 'MeanLossHook',
-           'PreflightHook', 'ResumedScheduleHook', 'SummaryHook']
+           'PictureHook', 'PreflightHook', 'ProgressHook', 'ReportHook', 'ResumedScheduleHook',
+           'SummaryHook']
