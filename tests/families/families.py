@@ -148,11 +148,11 @@ NOT_APPLICABLE = {
 
 # Known errors, as patterns of their messages, and what to tell about them.
 FAILURES: dict[str, tuple[str, str]] = {
-    'mmdet/lad': ('install sklearn', 'needs the package scikit-learn'),
-    'mmdet/paa': ('install sklearn', 'needs the package scikit-learn'),
+    'mmdet/lad': ('install sklearn', 'needs the package scikit-learn; works with it'),
+    'mmdet/paa': ('install sklearn', 'needs the package scikit-learn; works with it'),
     'mmdet/ssd': ('no attribute \'loss_cls\'', 'a mistake of MMDetection with any backbone, its '
                   'issue 11780'),
-    'mmdet/boxinst': ('skimage is not installed', 'needs the package scikit-image'),
+    'mmdet/boxinst': ('skimage is not installed', 'needs the package scikit-image; works with it'),
 }
 
 
