@@ -16,7 +16,7 @@ from torch import nn
 
 from .engine.config import leaf_datasets, load_config, without_pretrained_weights
 from .engine.initial_checkpoint import release_checkpoint
-from .engine.preflight import check_checkpoint
+from .engine.preflight import check_checkpoint, check_operators
 from .engine.preflight.model import check_model
 from .errors import ConfigError, translate_errors
 
@@ -58,6 +58,7 @@ def load_model(config: str | os.PathLike[str] | Config,
             without_pretrained_weights(config)
         init_default_scope(config.get('default_scope', 'mmengine'))
         model = revert_sync_batchnorm(MODELS.build(config.model))
+        check_operators(model)
         if check:
             check_model(model, config.model)
         meta: Mapping[str, Any] = {}

@@ -85,11 +85,16 @@ def test_weight_files_are_opened_in_one_room():
 
 
 def test_other_packages_are_changed_from_one_place():
-    """`compat` is called by the package itself, and installs the loaders; nobody else does."""
+    """`compat` is called by the package itself, and installs the loaders; nobody else does.
+
+    What the stand-in for mmcv's operators lacks can be asked from elsewhere.
+    """
+    questions = {'evit_mm.compat.mmcv_ops.MissingOpError',
+                 'evit_mm.compat.mmcv_ops.missing_operators'}
     for path in PACKAGE.rglob('*.py'):
         room = path.relative_to(PACKAGE).parts[0]
         for name, _ in imports(path):
-            if name.startswith('evit_mm.compat'):
+            if name.startswith('evit_mm.compat') and name not in questions:
                 assert room in ('compat', '__init__.py'), path.relative_to(PACKAGE)
             if 'mmengine_loader' in name:
                 assert room in ('compat', 'checkpoint'), path.relative_to(PACKAGE)

@@ -6,7 +6,8 @@ never calls such an operator. `install` registers a module of that name which
 
 - computes operators that detectors and segmentors need with torchvision and torch, on every device
   that these support: the `OPERATORS` of the modules of this package, see `provided_operators`;
-- raises a `MissingOpError` that names the operator where any other is called.
+- raises a `MissingOpError` that names the operator where any other is called. `missing_operators`
+  tells before the call.
 
 A compiled ``mmcv._ext`` always takes precedence.
 
@@ -45,8 +46,9 @@ from . import (
     sampled_roi,
     sync_bn,
 )
+from .usage import called_operators
 
-__all__ = ['MissingOpError', 'install', 'provided_operators']
+__all__ = ['MissingOpError', 'install', 'missing_operators', 'provided_operators']
 
 _EXTENSION = 'mmcv._ext'
 # A name in the module's own dictionary rather than an identity check, so that the stand-in is still
@@ -108,6 +110,17 @@ def install() -> bool:
 def provided_operators() -> tuple[str, ...]:
     """Return the names of the operators that the stand-in computes, sorted."""
     return tuple(sorted(operator.__name__ for operator in _OPERATORS))
+
+
+def missing_operators(cls: type) -> list[str]:
+    """Return the operators that methods of a class call, and that are not available, sorted.
+
+    With a compiled ``mmcv._ext`` there are none.
+    """
+    module = sys.modules.get(_EXTENSION)
+    if module is None or _MARK not in vars(module):
+        return []
+    return sorted(called_operators(cls) - set(vars(module)))
 
 
 def _mmcv_lacks_extension() -> bool:

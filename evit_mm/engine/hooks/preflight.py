@@ -34,7 +34,8 @@ class PreflightHook(Hook):
     There it runs when the datasets are built, so that a missing annotation file is reported by the
     dataset itself. Everything else is reported here, as a `UserError`: missing images and label
     maps, categories in another order than the config's classes, wrong numbers of classes, damaged
-    label maps, a checkpoint of another model, and batches that are too small for a norm.
+    label maps, a checkpoint of another model, batches that are too small for a norm, and operators
+    that mmcv-lite lacks.
 
     Args:
         ignore_unknown_categories: Accept annotation files with categories that the config does not
@@ -93,11 +94,12 @@ class PreflightHook(Hook):
         """
         self.check_config(runner.cfg, splits)
         splits = self._unchecked('data', splits)
+        model = plain_model(runner.model)
+        preflight.check_operators(model)
         if 'train' in splits:
             preflight.warn_of_batch_size(runner.cfg, runner.world_size)
         if splits:
             self._check_checkpoint(runner, training='train' in splits)
-        model = plain_model(runner.model)
         if splits and self._check_model and self._unchecked('model', ['model']):
             check_model(model, runner.cfg.get('model'))
         for split in splits:
