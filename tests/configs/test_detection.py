@@ -74,7 +74,10 @@ def test_coco_config_states_its_protocol(path):
     assert config.model.backbone.arch == arch
     assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
     assert config.model.backbone.norm_eval == (name != 'rtmdet')
-    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    keys = config.optim_wrapper.paramwise_cfg.custom_keys
+    assert keys.attention_biases.decay_mult == 0
+    # Of the keys that match, the longest alone counts.
+    assert keys.attention_biases.get('lr_mult') == keys.get('backbone', {}).get('lr_mult')
     # The ImageNet weights are those of images normalized like this; RTMDet's order is BGR.
     preprocessor = config.model.data_preprocessor
     rgb = slice(None) if preprocessor.bgr_to_rgb else slice(None, None, -1)

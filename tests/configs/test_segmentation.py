@@ -99,7 +99,10 @@ def test_ade20k_config_states_its_protocol(path):
     assert config.model.data_preprocessor.size == (512, 512)
     assert config.crop_size == (512, 512)
     assert config.train_dataloader.dataset.type == 'ADE20KDataset'
-    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    keys = config.optim_wrapper.paramwise_cfg.custom_keys
+    assert keys.attention_biases.decay_mult == 0
+    # Of the keys that match, the longest alone counts.
+    assert keys.attention_biases.get('lr_mult') == keys.get('backbone', {}).get('lr_mult')
     optimizer = config.optim_wrapper.optimizer
     batch_size, steps, decay = {
         'semantic_fpn': (32, 40000, 1e-4), 'mask2former': (16, 160000, 0.05),
