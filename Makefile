@@ -63,7 +63,7 @@ CHECK_SECONDS ?= 480
 CHECK_OUT ?= work_dirs/gpu
 # --foreground, so that Ctrl-C reaches what runs; the last minute is for the row that is compiling
 # when the benchmark's time is over.
-TIMEOUT := timeout --foreground --signal INT --kill-after 10
+TIMEOUT := timeout --foreground --signal INT --kill-after 20
 check-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),install)
 	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; start=$$(date +%s); failed=0; \
 	$(TIMEOUT) $$(($(CHECK_SECONDS) * 5 / 8)) $(PYTHON_GPU) -m pytest -q -m 'cuda and not slow' \

@@ -160,3 +160,15 @@ def test_the_command_fails_where_a_row_of_ours_does(monkeypatch):
     failed.timings.failure = 'no compiler here'
     with pytest.raises(UserError, match='1 of 2 rows failed, the first is m0 compiled fp32: no co'):
         run('--suite', 'gpu', '--device', 'cpu')
+
+
+def test_an_interrupted_run_has_reported_all_rows(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, 'build_networks', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_gpu(out=tmp_path, device='cpu')
+    rows = json.loads((tmp_path / 'benchmark.json').read_text())['rows']
+    assert len(rows) > 100 and {one['failure'] for one in rows} == {'no time left'}
+    assert (tmp_path / 'benchmark.md').read_text().count('- not measured') == len(CASES)
