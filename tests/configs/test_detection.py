@@ -73,6 +73,9 @@ def test_config_builds_learns_and_predicts(path):
         assert config.train_dataloader.batch_size == 2
         assert config.auto_scale_lr.base_batch_size == 16
         assert config.train_dataloader.dataset.pipeline[2].scale == (1333, 800)
+    if path.stem.startswith('mask_rcnn'):  # 1000 proposals of these small images take ten seconds
+        config.model.train_cfg.rpn_proposal.max_per_img = 50
+        config.model.test_cfg.rpn.max_per_img = 50
     model = MODELS.build(config.model)
     model.init_weights()
     heads = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
