@@ -41,12 +41,13 @@ demo-seg: install
 	@echo "Pictures, annotated classes on the left and predicted classes on the right:" \
 		"$(DEMO_SEG)/pictures/vis_data/vis_image"
 
-# Two processes; their idle threads yield the core instead of spinning on it.
+# Two processes; their idle threads yield the core instead of spinning on it. Tests start many more,
+# which need almost three times as long for their imports where Python may not write bytecode.
 test: lint docs
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow
 
 families: install
 	PYTHONPATH=tests $(BIN)/python -m families.survey

@@ -44,6 +44,10 @@ def test_config_builds_learns_and_predicts(path):
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
     config.model.backbone.init_cfg = None
+    # 1000 proposals of these small images take ten seconds.
+    if 'rpn_proposal' in (config.model.get('train_cfg') or {}):
+        config.model.train_cfg.rpn_proposal.max_per_img = 50
+        config.model.test_cfg.rpn.max_per_img = 50
     model = MODELS.build(config.model)
     model.init_weights()
     heads = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
