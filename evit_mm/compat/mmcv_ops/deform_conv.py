@@ -5,12 +5,9 @@ group of channels that shares offsets. Both take the input as zero from one pixe
 on.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torchvision  # noqa: F401  (registers the operators in torch.ops.torchvision)
 from torch import Tensor
-from torch.nn import functional
 
 from .precision import working_dtype
 
@@ -198,9 +195,8 @@ def modulated_deform_conv_forward(
         weight: Shape (O, C / group, kernel_h, kernel_w).
         bias: Shape (O,), or anything without ``with_bias``.
         ones: Not used.
-        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out), or
-            larger, see `_used`.
-        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out), or larger.
+        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out).
+        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out).
         output: Written in place, shape (B, O, H_out, W_out).
         columns: Not used.
         kernel_h: Height of the kernel; ``weight`` has it.
@@ -217,10 +213,9 @@ def modulated_deform_conv_forward(
     """
     if output.numel() == 0:
         return
-    size = output.shape[2:]
-    output.copy_(_forward(input, weight, _used(offset, size), _used(mask, size),
-                          bias if with_bias else None, (stride_h, stride_w), (pad_h, pad_w),
-                          (dilation_h, dilation_w), group, deformable_group))
+    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None,
+                          (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
+                          deformable_group))
 
 
 def modulated_deform_conv_backward(
@@ -279,41 +274,16 @@ def modulated_deform_conv_backward(
     """
     if grad_output.numel() == 0:
         return
-    size = grad_output.shape[2:]
-    grads = _backward(grad_output, input, weight, _used(offset, size), _used(mask, size),
-                      bias if with_bias else None, (stride_h, stride_w), (pad_h, pad_w),
-                      (dilation_h, dilation_w), group, deformable_group)
+    grads = _backward(grad_output, input, weight, offset, mask, bias if with_bias else None,
+                      (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
+                      deformable_group)
     results = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
     for result, grad in zip(results, grads, strict=True):
-        if result is grad_offset or result is grad_mask:
-            unused = result[0].numel() - grad[0].numel()
-            grad = functional.pad(grad.flatten(1), (0, unused)).view(result.shape)
         if result is not grad_bias or with_bias:
             result.add_(grad)
 
 
 _Pair = tuple[int, int]
-
-
-def _used(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the part of offsets or masks that mmcv's kernels read.
-
-    They expect one value for each place of the output and don't check it. MMDetection's DyHead
-    passes those of a map twice as large; what they read then are the first values of each image,
-    as if these were laid out for the output, and it was trained like this.
-
-    Args:
-        values: Shape (B, C, H, W).
-        size: Height and width of the output.
-
-    Returns:
-        Tensor: Shape (B, C, *size), or ``values`` where they are too few.
-    """
-    height, width = size
-    if values.shape[2:] == (height, width) or values[0, 0].numel() < height * width:
-        return values
-    count = values.shape[1] * height * width
-    return values.flatten(1)[:, :count].reshape(len(values), values.shape[1], height, width)
 
 
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None,
