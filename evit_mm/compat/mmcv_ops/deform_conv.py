@@ -195,8 +195,10 @@ def modulated_deform_conv_forward(
         weight: Shape (O, C / group, kernel_h, kernel_w).
         bias: Shape (O,), or anything without ``with_bias``.
         ones: Not used.
-        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out).
-        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out).
+        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out). Its
+            last two sizes may be larger, see `_resized`.
+        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out), like
+            ``offset``.
         output: Written in place, shape (B, O, H_out, W_out).
         columns: Not used.
         kernel_h: Height of the kernel; ``weight`` has it.
@@ -213,7 +215,9 @@ def modulated_deform_conv_forward(
     """
     if output.numel() == 0:
         return
-    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None,
+    size = output.shape[2:]
+    output.copy_(_forward(input, weight, _resized(offset, size), _resized(mask, size),
+                          bias if with_bias else None,
                           (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
                           deformable_group))
 
@@ -274,16 +278,56 @@ def modulated_deform_conv_backward(
     """
     if grad_output.numel() == 0:
         return
-    grads = _backward(grad_output, input, weight, offset, mask, bias if with_bias else None,
-                      (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
-                      deformable_group)
-    results = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for result, grad in zip(results, grads, strict=True):
-        if result is not grad_bias or with_bias:
-            result.add_(grad)
+    size = grad_output.shape[2:]
+    grads = _backward(grad_output, input, weight, _resized(offset, size), _resized(mask, size),
+                      bias if with_bias else None, (stride_h, stride_w), (pad_h, pad_w),
+                      (dilation_h, dilation_w), group, deformable_group)
+    grad_input.add_(grads[0])
+    grad_weight.add_(grads[1])
+    grad_offset.add_(_restored(grads[2], offset.shape))
+    grad_mask.add_(_restored(grads[3], mask.shape))
+    if with_bias:
+        grad_bias.add_(grads[4])
 
 
 _Pair = tuple[int, int]
+
+
+def _resized(values: Tensor, size: torch.Size) -> Tensor:
+    """Return offsets or a mask with the size of the output.
+
+    The compiled operator never looks at the size of these tensors: it reads as many values of each
+    image as it needs, one after the other. MMDetection's DyHead needs that, as it applies the
+    offsets of a level to the next, smaller one.
+
+    Args:
+        values: Shape (B, P, H, W).
+        size: Height and width of the output.
+
+    Returns:
+        Shape (B, P, *size).
+
+    Raises:
+        ValueError: If ``values`` has fewer than that.
+    """
+    if values.shape[2:] == size:
+        return values
+    count = values.shape[1] * size.numel()
+    if values[0].numel() < count:
+        raise ValueError(
+            f'offsets and masks of a deformable convolution need the size of its output, '
+            f'{tuple(size)}, but one has {tuple(values.shape[2:])}')
+    return values.flatten(1)[:, :count].unflatten(1, (values.shape[1], *size))
+
+
+def _restored(grad: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient by what was given to `_resized`, from that by what it returned."""
+    if grad.shape == shape:
+        return grad
+    values = grad.flatten(1)
+    restored = values.new_zeros(shape).flatten(1)
+    restored[:, :values.shape[1]] = values
+    return restored.view(shape)
 
 
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None,
