@@ -265,27 +265,6 @@ def test_deform_conv_under_autocast(device, name):
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
 
 
-def test_offsets_and_masks_of_a_larger_map(device):
-    """DyHead passes them; the kernels read the first values of each image, without gaps."""
-    x, weight = randn(2, 2, 3, 4).to(device), randn(3, 2, 3, 3, seed=1).to(device)
-    offset = (.5 * randn(2, 18, 6, 8, seed=2)).to(device)
-    mask = randn(2, 9, 6, 8, seed=3).sigmoid().to(device)
-    large = [offset.clone().to(memory_format=torch.channels_last).requires_grad_(),
-             mask.clone().requires_grad_()]
-    used = [t.flatten(1)[:, :t[0].numel() // 4].reshape(2, -1, 3, 4).detach().requires_grad_()
-            for t in (offset, mask)]
-    outputs = [mmcv_functions.modulated_deform_conv2d(x, *tensors, weight, None, 1, 1, 1, 1, 1)
-               for tensors in (large, used)]
-    assert outputs[0].shape == (2, 3, 3, 4)
-    assert torch.allclose(*outputs)
-    for output in outputs:
-        output.square().sum().backward()
-    for whole, part in zip(large, used, strict=True):
-        grads = whole.grad.flatten(1)
-        assert torch.allclose(grads[:, :part[0].numel()], part.grad.flatten(1))
-        assert part.grad.any() and not grads[:, part[0].numel():].any()
-
-
 def test_offsets_of_another_shape_are_refused(device):
     x, weight = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, 1, 3, 3, device=device)
     with pytest.raises(RuntimeError, match='(?i)offset'):
