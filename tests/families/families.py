@@ -122,7 +122,7 @@ SPECIAL = {
     'mmseg/swin': _with_name('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'),
 }
 
-_TRACKER = 'a tracker, which learns from videos'
+_VIDEOS = 'learns from videos, not from images'
 _LANGUAGE = 'a model of images and text: needs the package transformers and downloads BERT'
 _BRANCHES = ('the head takes the branches of its own network, and others in training than in '
              'inference')
@@ -133,12 +133,12 @@ NOT_APPLICABLE = {
                        'of a ResNet',
     'mmdet/glip': _LANGUAGE,
     'mmdet/grounding_dino': _LANGUAGE,
-    'mmdet/mask2former_vis': _TRACKER,
-    'mmdet/masktrack_rcnn': _TRACKER,
+    'mmdet/mask2former_vis': _VIDEOS,
+    'mmdet/masktrack_rcnn': _VIDEOS,
     'mmdet/mm_grounding_dino': _LANGUAGE,
     'mmdet/misc': 'models of Detectron2, which need that package',
     'mmdet/ocsort': 'a tracker; its detector is that of bytetrack',
-    'mmdet/qdtrack': _TRACKER,
+    'mmdet/qdtrack': _VIDEOS,
     'mmdet/reid': 'no detector: tells whether two pictures show the same person; needs mmpretrain',
     'mmdet/tridentnet': 'the backbone is the model: three branches of a ResNet with shared weights',
     'mmseg/ddrnet': _BRANCHES,
