@@ -97,7 +97,9 @@ def test_coco_config_states_its_protocol(path):
         type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
     assert 'clip_grad' not in config.optim_wrapper
     warm_up, steps = config.param_scheduler
-    assert (warm_up.start_factor, warm_up.end) == (0.001, 501)
+    # mmdet's configs of these families reach the full rate an iteration before ours.
+    end = 500 if name in ('atss', 'fcos', 'gfl', 'tood') else 501
+    assert (warm_up.start_factor, warm_up.end) == (0.001, end)
     assert (steps.milestones, config.train_cfg.max_epochs) == ([8, 11], 12)
     assert config.train_dataloader.batch_size == 2
     assert config.auto_scale_lr.base_batch_size == 16

@@ -119,7 +119,7 @@ def test_exported_config_trains(repository, tmp_path):
     detector = build_model(str(path))
     assert total_macs(detector.backbone, torch.zeros(1, 3, 192, 192)) == suggestion.macs
     detector.train()
-    optimizer = torch.optim.SGD(detector.backbone.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(detector.backbone.parameters(), lr=0.01)
     losses = []
     for _ in range(2):
         loss = sum(x.square().mean() for x in detector.backbone(
