@@ -104,7 +104,7 @@ FLAGS = [
     (r'.*\banalyze(\.py)? heads ', '--num-images 2'),
     (r'.*\banalyze(\.py)? channels timm://', '--batches 1 --batch-size 2 --steps 1'),
     (r'.*\banalyze(\.py)? channels ',
-     f'--batches 1 --batch-size 2 --steps 2 --shape 64 96 '
+     f'--batches 1 --batch-size 2 --steps 2 --shape 256 256 '
      f'--cfg-options {_scales("(96,64)")}'),
     (r'.*\banalyze(\.py)? proportion .*--family deit',
      _QUICK_SEARCH.replace('64 64', '32 32')),
