@@ -121,8 +121,8 @@ def benchmark_gpu(*, out: Path, device: str = 'cuda', budget: float = 300, repea
     """Measure backbones and RetinaNets with random weights on a GPU, as one table.
 
     Args:
-        out: Folder that gets ``benchmark.md`` and ``benchmark.json``, which are written anew after
-            each case.
+        out: Folder that gets ``benchmark.md`` and ``benchmark.json``, which are written at the
+            start and anew after each case.
         device: The device as torch names it. On any other than a GPU, the forms that are CUDA
             graphs are left out.
         budget: Seconds after which no further row is prepared. The row that is being prepared, and
@@ -146,17 +146,17 @@ def benchmark_gpu(*, out: Path, device: str = 'cuda', budget: float = 300, repea
     _create(out)
     clock = Budget(budget)
     built: dict[tuple[Any, ...], list[Network]] = {}
-    measured: dict[Case, list[Row]] = {}
     settings = {'device': device, 'machine': machine.describe(on), 'driver': machine.driver(),
                 'versions': machine.versions(), 'budget': budget, 'repeats': repeats, 'seed': seed,
                 'tf32': {'convolutions': torch.backends.cudnn.allow_tf32,
                          'matrix products': torch.backends.cuda.matmul.allow_tf32}}
     if on.type == 'cuda':
         settings['memory'] = torch.cuda.get_device_properties(on).total_memory
+    measured = {case: _unmeasured(case, on) for case in cases}
+    _write(out, settings, measured)  # so that a run that is ended early has reported all rows
     for case in cases:
         rows = measured[case] = _measure(case, built, on, repeats, clock, seed)
-        table = {one: measured.get(one) or _unmeasured(one, on) for one in cases}
-        _write(out, settings, table)
+        _write(out, settings, measured)
         if report:
             report(f'{_title(case)}: {sum(row.failure is None for row in rows)} of {len(rows)} '
                    f'rows, {max(0, clock.left):.0f} s left')

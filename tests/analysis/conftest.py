@@ -1,26 +1,15 @@
 """Fixtures that the tests of several analyses share."""
 
 import argparse
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import mmengine.config.utils
 import numpy as np
 import pytest
 from PIL import Image
 from torch import nn
 
 from evit_mm.cli.analyze import add_arguments, run
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _metafiles_are_read_once() -> None:
-    """Cache the YAML files that mmengine parses again for every base config of mmdet or mmseg."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(mmengine.config.utils, 'load', functools.cache(mmengine.config.utils.load))
-    yield
-    patch.undo()
 
 
 @pytest.fixture

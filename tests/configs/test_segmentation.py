@@ -35,7 +35,7 @@ def build(path, **backbone):
     return config, MODELS.build(config.model)
 
 
-def batch(height=96, width=128, num_images=2):
+def batch(height=64, width=96, num_images=2):
     return segmentation_batch(NUM_CLASSES, height, width, num_images=num_images)
 
 
@@ -66,8 +66,8 @@ def test_config_builds_learns_and_predicts(path):
     with torch.no_grad():
         data = model.data_preprocessor(batch(), training=False)
         results = model(**data, mode='predict')
-        assert results[1].seg_logits.data.shape == (NUM_CLASSES, 96, 128)
-        assert results[1].pred_sem_seg.data.shape == (1, 96, 128)
+        assert results[1].seg_logits.data.shape == (NUM_CLASSES, 64, 96)
+        assert results[1].pred_sem_seg.data.shape == (1, 64, 96)
         logits = model(**data, mode='tensor')
         assert logits.shape[:2] == (2, NUM_CLASSES) and logits.isfinite().all()
 
@@ -99,7 +99,10 @@ def test_ade20k_config_states_its_protocol(path):
     assert config.model.data_preprocessor.size == (512, 512)
     assert config.crop_size == (512, 512)
     assert config.train_dataloader.dataset.type == 'ADE20KDataset'
-    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    keys = config.optim_wrapper.paramwise_cfg.custom_keys
+    assert keys.attention_biases.decay_mult == 0
+    # Of the keys that match, the longest alone counts.
+    assert keys.attention_biases.get('lr_mult') == keys.get('backbone', {}).get('lr_mult')
     optimizer = config.optim_wrapper.optimizer
     batch_size, steps, decay = {
         'semantic_fpn': (32, 40000, 1e-4), 'mask2former': (16, 160000, 0.05),
@@ -135,13 +138,15 @@ def test_wide_semantic_fpn_is_that_of_the_papers(arch):
 @pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
 def test_the_heads_cost_is_limited(name, arch):
     """Neck and head need at most ten times the backbone's multiply-adds."""
-    _, model = build(FOLDER / f'{name}_evit_{arch}_ade20k.py')
+    with torch.device('meta'):  # counted, not computed
+        _, model = build(FOLDER / f'{name}_evit_{arch}_ade20k.py')
+        image = torch.zeros(1, 3, 512, 512)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        maps = model.backbone(torch.zeros(1, 3, 512, 512))
+        maps = model.backbone(image)
         backbone = counter.get_total_flops()
         model.decode_head(model.neck(maps) if model.with_neck else maps)
-    assert counter.get_total_flops() - backbone <= 10 * backbone
+    assert 0 < counter.get_total_flops() - backbone <= 10 * backbone
 
 
 @pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])

@@ -1,69 +1,46 @@
-"""Commands of the README, the documentation and the configs: their flags, files and results.
+"""Commands of the README, the documentation and the configs: their flags and files.
 
-A command is a line in a block of code that starts with one of our tools. It is parsed by the tool's
-own parser, and the files of this repository that it names must exist. The short ones are run.
+Every line of a shell block is parsed by the parser of its tool, and the files of this repository
+that it names must exist. test_runs.py runs them.
 """
 
 import argparse
-import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from documented_commands import (
+    FAILS,
+    FLAGS,
+    NOT_RUN,
+    PAGES,
+    QUICK,
+    REPOSITORY,
+    WRITES,
+    blocks,
+    commands,
+    reason_not_to_run,
+    small,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md',
-         *sorted((REPOSITORY / 'docs').glob('*.md')),
-         *sorted((REPOSITORY / 'configs').glob('*.py'))]  # their docstrings have commands too
+from evit_mm.cli.main import COMMANDS, main
 
-SCRIPTS = {'train.py': 'train', 'test.py': 'test', 'benchmark.py': 'benchmark',
-           'analyze.py': 'analyze', 'convert_weights.py': 'convert', 'prepare_data.py': 'data'}
-MODULES = {**{name: name for name in SCRIPTS.values()}, 'run': 'run_script'}
-PROGRAMS = ('evit-mm', 'make', 'python', 'pip', 'pytest', 'torchrun', 'srun')
-
-
-def code_lines(text: str) -> Iterator[str]:
-    """Yield the lines of shell blocks, fenced or indented, with continuation lines joined."""
-    language = None
-    pending = ''
-    for line in text.splitlines():
-        fence = re.match(r'\s*```(\w*)', line)
-        if fence:
-            language = None if language is not None else fence[1]
-            continue
-        is_code = language in ('bash', 'sh', 'console') if language is not None \
-            else line.startswith('    ')
-        if not is_code:
-            continue
-        line = pending + line.strip()
-        pending = ''
-        if line.endswith('\\'):
-            pending = line[:-1]
-        else:
-            yield line
+SCRIPTS = {command.script: name for name, command in COMMANDS.items() if name != 'run'}
+LANGUAGES = {'bash', 'python', 'text', 'bibtex'}
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words of each command that starts one of our tools."""
-    for line in code_lines(text):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # prose with an apostrophe
-            continue
-        while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]):
-            words = words[1:]
-        if words and (words[0] in PROGRAMS or words[0].startswith('tools/')):
-            yield words
+def commands_of(page: Path) -> list[str]:
+    return [command for block in blocks(page) for command in commands(block)]
+
+
+ALL = sorted({command for page in PAGES for command in commands_of(page)})
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f'evit-mm {command}')
-    import_module(f'evit_mm.cli.{MODULES[command]}').add_arguments(parser)
+    import_module(f'evit_mm.cli.{COMMANDS[command].module}').add_arguments(parser)
     return parser
 
 
@@ -101,13 +78,16 @@ def as_evit_mm(words: list[str]) -> list[str] | None:
     return ['train', config, '--work-dir', work_dir, *flags]
 
 
-def check(words: list[str], written: set[str]) -> None:
-    """Check one command.
+def check(command: str, written: set[str]) -> None:
+    """Check the program, the flags and the files of a command.
 
     Args:
-        words: The command.
+        command: The command.
         written: Config files that other commands of the documentation write.
     """
+    words = shlex.split(command, comments=True)
+    while re.fullmatch(r'[A-Z_]+=\S*', words[0]):
+        words = words[1:]
     program, *rest = words
     for word in words:
         if re.fullmatch(r'(configs|docs|tests|tools)/[\w./-]+', word) and word not in written:
@@ -129,27 +109,61 @@ def check(words: list[str], written: set[str]) -> None:
         pyproject = (REPOSITORY / 'pyproject.toml').read_text()
         for extra in extras[1].split(',') if extras else ():
             assert re.search(rf'^{extra} = \[', pyproject, re.M), f'no extra {extra}'
-
-
-def exports(page: Path) -> set[str]:
-    """Return the config files that the commands of a page write."""
-    return {words[words.index('--export-arch') + 1]
-            for words in commands(page.read_text()) if '--export-arch' in words}
+    elif program == 'source':
+        assert rest == ['.venv/bin/activate']
+    else:
+        assert program == 'ls', f'no test knows {program}'
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_is_accepted_by_its_parser(page):
-    for words in commands(page.read_text()):
-        check(words, exports(page))
+    written = {path for command in commands_of(page)
+               for path in re.findall(r'--export-arch (\S+)', command)}
+    for command in commands_of(page):
+        check(command, written)
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if page.suffix == '.md'],
+                         ids=lambda page: page.name)
+def test_code_blocks_have_a_language(page):
+    """Commands in other blocks, or in indented ones, would not be found."""
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+    assert not re.search(r'\n\n    ', text)
 
 
 def test_commands_are_collected():
-    """An empty collection would pass the test above."""
-    collected = [words for page in PAGES for words in commands(page.read_text())]
-    first_words = {words[0] for words in collected}
+    """An empty collection would pass the tests."""
+    first_words = {command.split()[0] for command in ALL}
     assert {'evit-mm', 'make', 'pip', 'torchrun', 'tools/dist_train.sh',
-            'tools/slurm_train.sh'} <= first_words
-    assert {words[1] for words in collected if words[0] == 'evit-mm'} >= set(MODULES)
+            'tools/analyze.py', 'ls'} <= first_words
+    assert {command.split()[1] for command in ALL
+            if command.startswith('evit-mm')} >= set(COMMANDS)
+    assert len(ALL) > 60
+
+
+def test_every_command_is_run_or_has_a_reason():
+    """With a rule that says how, and no rule is left over."""
+    for command in ALL:
+        if not reason_not_to_run(command):
+            small(command)
+    for pattern in (*NOT_RUN, *FAILS, QUICK, *(pattern for pattern, _ in [*FLAGS, *WRITES])):
+        assert any(re.match(pattern, command) for command in ALL), f'{pattern} is for no command'
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit, match='0'):
+        main([command, '--help'])
+    assert capsys.readouterr().out.startswith(f'usage: evit-mm {command} ')
+
+
+def test_list_of_published_weights(capsys):
+    assert main(['convert', '--list']) == 0
+    printed = capsys.readouterr().out
+    assert '| `evit://efficientvit_m4` | m4 |' in printed
+    assert len(re.findall(r'^\| `(?:evit|timm)://', printed, re.M)) == 14
+    assert printed in (REPOSITORY / 'docs' / 'weights.md').read_text()
 
 
 @pytest.mark.parametrize('command', ['train', 'test', 'convert', 'data'])
@@ -164,47 +178,3 @@ def test_every_flag_is_documented(command):
     visible = {flag for action in actions if action.help != argparse.SUPPRESS
                for flag in action.option_strings if flag.startswith('--')}
     assert visible - {'--help'} <= documented
-
-
-def evit_mm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}  # whatever else is installed
-    return subprocess.run([sys.executable, '-m', 'evit_mm', *arguments], cwd=cwd, text=True,
-                          capture_output=True, timeout=300, env=environment)
-
-
-@pytest.mark.parametrize('command', [*MODULES, None], ids=str)
-def test_help_of_each_command(command, tmp_path):
-    result = evit_mm(*([command] if command else []), '--help', cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f'usage: evit-mm{" " + command if command else ""} ')
-
-
-def test_list_of_published_weights(tmp_path):
-    result = evit_mm('convert', '--list', cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert '| `evit://efficientvit_m4` | m4 |' in result.stdout
-    assert len(re.findall(r'^\| `(?:evit|timm)://', result.stdout, re.M)) == 14
-
-
-def test_generated_data(tmp_path):
-    result = evit_mm('data', 'shapes', '--out', 'data/shapes', '--num-train', '2', '--num-val', '1',
-                     cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    folder = tmp_path / 'data' / 'shapes'
-    assert len(list((folder / 'coco' / 'train2017').iterdir())) == 2
-    assert len(list((folder / 'ade' / 'annotations' / 'validation').iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_first_commands_of_get_started(tmp_path):
-    """`evit-mm data`, `train` and `test` as on the page, on few images for one epoch."""
-    assert evit_mm('data', 'shapes', '--out', 'data/shapes', '--num-train', '8', '--num-val', '2',
-                   cwd=tmp_path).returncode == 0
-    trained = evit_mm('train', 'retinanet_evit_m0_shapes', '--work-dir', 'work_dirs/demo', '--seed',
-                      '0', '--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
-                      'default_hooks.checkpoint.interval=1', cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    tested = evit_mm('test', 'retinanet_evit_m0_shapes', 'work_dirs/demo/epoch_1.pth', '--show-dir',
-                     'work_dirs/demo/pictures', cwd=tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    assert len(list((tmp_path / 'work_dirs' / 'demo' / 'pictures').glob('*.jpg'))) == 2

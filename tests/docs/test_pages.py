@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented_commands import CONFIG, blocks
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, WEIGHT_INITIALIZERS, init_default_scope
 
+from evit_mm.checkpoint import address
 from evit_mm.checkpoint.zoo import PUBLISHED
 from evit_mm.models import EfficientViT
 from evit_mm.version import __version__
@@ -26,9 +28,9 @@ def without_code(text: str) -> str:
 
 
 def snippets() -> list:
-    return [pytest.param(code, id=f'{page.name}-{number}') for page in PAGES
-            for number, code in enumerate(
-                re.findall(r'^```python\n(.*?)^```', page.read_text(), re.M | re.S), 1)]
+    return [pytest.param(block.text, id=f'{page.name}-{number}') for page in PAGES
+            for number, block in enumerate(
+                (block for block in blocks(page) if block.language == 'python'), 1)]
 
 
 def headings(page: Path) -> set[str]:
@@ -85,9 +87,11 @@ def test_snippets_compile_and_their_imports_resolve(code):
 
 
 @pytest.mark.parametrize('code', [snippet for snippet in snippets()
-                                  if '_base_ = ' in snippet.values[0]])
+                                  if re.match(CONFIG, snippet.values[0])])
 def test_config_snippets_build(code, tmp_path):
-    (tmp_path / 'own.py').write_text(code)
+    """A part of a config is read as one that inherits the demo's."""
+    base = '' if '_base_ = ' in code else "_base_ = 'evit_mm::retinanet_evit_m0_shapes.py'\n"
+    (tmp_path / 'own.py').write_text(base + code)
     config = Config.fromfile(tmp_path / 'own.py')
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
@@ -96,6 +100,12 @@ def test_config_snippets_build(code, tmp_path):
     if classes:
         head = getattr(model, 'bbox_head', None) or model.decode_head
         assert head.num_classes == len(classes)
+    for hook in config.get('custom_hooks') or ():
+        HOOKS.build(hook)
+    if 'init_cfg' in config:
+        WEIGHT_INITIALIZERS.build(config.init_cfg)
+    for name in re.findall(r"checkpoint='(\w+://[^']+)'", code):
+        assert address(name).startswith('https://')
 
 
 def test_the_reference_describes_every_public_name():

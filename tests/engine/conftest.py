@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine.config.config
+import mmengine.runner.loops
+import mmengine.runner.runner
 import pytest
 import torch
 from mmengine.config import Config
@@ -49,6 +52,18 @@ def _no_earlier_run() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of a small run: all of it is mmengine's, and none is checked here.
+
+    That is a pause of 2 s after each pass over the data, a look at compilers, and the layout of the
+    config, which is printed about five times. Runs in processes of their own keep all of it.
+    """
+    monkeypatch.setattr(mmengine.runner.loops, 'time', SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)
+    monkeypatch.setattr(mmengine.config.config, 'FormatCode', lambda text, **_: (text, True))
+
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
     """8 + 4 generated images in COCO's layout."""
@@ -75,6 +90,14 @@ def config_file() -> Path:
 def config(config_file: Path) -> Config:
     """The same, read."""
     return Config.fromfile(config_file)
+
+
+@pytest.fixture
+def flat_config_file(config: Config, config_file: Path, tmp_path: Path) -> Path:
+    """The same without bases, for each of which a process parses mmdet's metafiles again."""
+    path = tmp_path / config_file.name
+    config.dump(path)
+    return path
 
 
 @pytest.fixture(scope='session')

@@ -7,8 +7,6 @@ import itertools
 import multiprocessing
 from types import SimpleNamespace
 
-import mmengine.runner.loops
-import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -100,13 +98,6 @@ class Record(Hook):
 
     def after_train(self, runner):
         self.workers = multiprocessing.active_children()
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Without mmengine's pause of 2 s after each pass, and its look at compilers."""
-    monkeypatch.setattr(mmengine.runner.loops, 'time', SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)
 
 
 @pytest.fixture(scope='module')

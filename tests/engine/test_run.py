@@ -171,16 +171,16 @@ def test_real_images(detector, arch, loaders, scalars, coco_mini, tmp_path):
 
 
 def test_two_processes_are_one_with_the_doubled_batch(script, scalars, detection, repository,
-                                                      config_file, shapes, tmp_path):
+                                                      flat_config_file, shapes, tmp_path):
     """The same images in the same order, the same losses, step by step; the same metrics."""
     options = {**detection, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 10,
                'train_dataloader.batch_sampler': None,
                # A process of its own would learn BN statistics of its own images.
                'model.backbone.norm_eval': True, 'model.backbone.with_cp': True}
-    train(config_file, data_root=shapes, work_dir=tmp_path / 'one', seed=5,
+    train(flat_config_file, data_root=shapes, work_dir=tmp_path / 'one', seed=5,
           cfg_options={**options, 'train_dataloader.batch_size': 4})
     tools = repository / 'tools'
-    two = script(tools / 'dist_train.sh', config_file, 2, '--data-root', shapes, '--work-dir',
+    two = script(tools / 'dist_train.sh', flat_config_file, 2, '--data-root', shapes, '--work-dir',
                  'two', '--seed', 5, options, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert 'effective batch size 4 (2 processes x 2 images)' in two.stdout
@@ -191,10 +191,10 @@ def test_two_processes_are_one_with_the_doubled_batch(script, scalars, detection
             assert b[name] == pytest.approx(a[name], rel=1e-4), name
 
     checkpoint = tmp_path / 'two' / 'epoch_1.pth'
-    tested = script(tools / 'dist_test.sh', config_file, checkpoint, 2, '--data-root', shapes,
+    tested = script(tools / 'dist_test.sh', flat_config_file, checkpoint, 2, '--data-root', shapes,
                     '--work-dir', 'tested', '--out', 'two.pkl', options, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
-    test(config_file, checkpoint, data_root=shapes, work_dir=tmp_path / 'tested',
+    test(flat_config_file, checkpoint, data_root=shapes, work_dir=tmp_path / 'tested',
          out=tmp_path / 'one.pkl', cfg_options=options)
     predictions = [pickle.loads((tmp_path / name).read_bytes()) for name in ('one.pkl', 'two.pkl')]
     for a, b in zip(*predictions, strict=True):

@@ -95,9 +95,12 @@ SPECIAL = {
     'mmdet/yolox': _with_name('yolox_s_8xb8-300e_coco'),
     'mmseg/beit': _VIT,
     'mmseg/bisenetv1': Special(
-        'the replaced ResNet is inside of the backbone',
+        'the replaced ResNet is inside of the backbone; what joins its maps is narrower',
         'bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024', backbone='backbone.backbone_cfg',
-        after={'backbone.context_channels': (128, 64, 128)}),
+        # The map at stride 16 is as wide as the two that are joined.
+        after={'backbone.context_channels': (32, 64, 128),
+               'backbone.spatial_channels': (64, 64, 64, 32),
+               'auxiliary_head.0.in_channels': 32, 'auxiliary_head.1.in_channels': 32}),
     'mmseg/cgnet': Special('a head without convolutions is as wide as its input',
                            after={'decode_head.channels': 64}),
     'mmseg/convnext': Special('the present backbone needs mmpretrain',
@@ -119,7 +122,7 @@ SPECIAL = {
     'mmseg/swin': _with_name('swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'),
 }
 
-_TRACKER = 'a tracker, which learns from videos'
+_VIDEOS = 'learns from videos, not from images'
 _LANGUAGE = 'a model of images and text: needs the package transformers and downloads BERT'
 _BRANCHES = ('the head takes the branches of its own network, and others in training than in '
              'inference')
@@ -130,12 +133,12 @@ NOT_APPLICABLE = {
                        'of a ResNet',
     'mmdet/glip': _LANGUAGE,
     'mmdet/grounding_dino': _LANGUAGE,
-    'mmdet/mask2former_vis': _TRACKER,
-    'mmdet/masktrack_rcnn': _TRACKER,
+    'mmdet/mask2former_vis': _VIDEOS,
+    'mmdet/masktrack_rcnn': _VIDEOS,
     'mmdet/mm_grounding_dino': _LANGUAGE,
     'mmdet/misc': 'models of Detectron2, which need that package',
     'mmdet/ocsort': 'a tracker; its detector is that of bytetrack',
-    'mmdet/qdtrack': _TRACKER,
+    'mmdet/qdtrack': _VIDEOS,
     'mmdet/reid': 'no detector: tells whether two pictures show the same person; needs mmpretrain',
     'mmdet/tridentnet': 'the backbone is the model: three branches of a ResNet with shared weights',
     'mmseg/ddrnet': _BRANCHES,
@@ -148,11 +151,14 @@ NOT_APPLICABLE = {
 
 # Known errors, as patterns of their messages, and what to tell about them.
 FAILURES: dict[str, tuple[str, str]] = {
-    'mmdet/lad': ('install sklearn', 'needs the package scikit-learn'),
-    'mmdet/paa': ('install sklearn', 'needs the package scikit-learn'),
+    'mmdet/lad': ('install sklearn', 'needs the package scikit-learn; works with it'),
+    'mmdet/paa': ('install sklearn', 'needs the package scikit-learn; works with it'),
     'mmdet/ssd': ('no attribute \'loss_cls\'', 'a mistake of MMDetection with any backbone, its '
                   'issue 11780'),
-    'mmdet/boxinst': ('skimage is not installed', 'needs the package scikit-image'),
+    'mmseg/cgnet': ('index 255 is out of bounds',
+                    'a mistake of MMSegmentation with any backbone: its cross-entropy fails at '
+                    'ignored pixels where classes have weights'),
+    'mmdet/boxinst': ('skimage is not installed', 'needs the package scikit-image; works with it'),
 }
 
 

@@ -107,9 +107,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         applicable = [name for name in names if name not in NOT_APPLICABLE]
         working = [name for name in applicable if results[name]['predicts']]
         lines += [f'## {TITLES[package]}', '',
-                  f'{len(working)} of {len(names)} families work, {len(names) - len(applicable)} '
-                  f'have no backbone to replace or need more than it, and '
-                  f'{len(applicable) - len(working)} fail.', '',
+                  f'Families that work: {len(working)} of {len(names)}. Not applicable: '
+                  f'{len(names) - len(applicable)}. Failing: {len(applicable) - len(working)}.', '',
                   '| family | config | builds | trains | predicts | note |',
                   '|---|---|---|---|---|---|']
         for name in names:

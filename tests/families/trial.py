@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from evit_mm.engine.preflight.model import check_model
+from evit_mm.engine.preflight.operators import check_operators
 from evit_mm.models import EfficientViT
 
 STAGES = ('builds', 'trains', 'predicts')
@@ -88,6 +89,7 @@ def built_model(config: Config) -> nn.Module:
     """Return the model of a config with random weights, after the checks before training."""
     model = MODELS.build(config.model)
     model.init_weights()
+    check_operators(model)
     check_model(model, config.model)
     return model
 
@@ -106,7 +108,8 @@ def batch_for(config: Config, size: tuple[int, int] | None = None) -> dict[str, 
                       or [things or 1])
     batch = detection_batch(num_classes, height, width,
                             num_pixel_classes=things + stuff if stuff else semantic,
-                            with_masks=bool(first(parts, 'pad_mask')),
+                            with_masks=any(part.get('pad_mask') or part.get('mask_head')
+                                           for part in parts),
                             with_proposals='roi_head' in config.model
                             and not config.model.get('rpn_head'))
     if 'detector' not in config.model:

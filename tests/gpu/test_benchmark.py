@@ -14,11 +14,6 @@ from evit_mm.benchmark.timing import Stopwatch
 pytestmark = pytest.mark.cuda
 
 
-@pytest.fixture(autouse=True)
-def _small_statistics(monkeypatch):
-    monkeypatch.setattr('evit_mm.benchmark.networks._SIDE', 128)
-
-
 def test_peak_memory(device):
     def run():
         temporary = torch.empty(8 << 20, dtype=torch.uint8, device=device)
@@ -49,8 +44,9 @@ def test_the_clock_waits_for_the_work(device):
 
 def test_rows(device):
     rows = benchmark(['m0'], device=device.type, shapes=[(128, 160)], batch=2, repeats=2,
-                     dtypes=['fp32', 'bf16', 'fp16'], layouts=['contiguous', 'channels-last'],
-                     cuda_graphs=device.type == 'cuda', with_head=True)
+                     dtypes=['fp32', 'bf16', *['fp16'] * (device.type == 'cuda')],
+                     layouts=['contiguous', 'channels-last'],
+                     cuda_graphs=device.type == 'cuda', with_neck=True)
     assert {row.form.graph for row in rows} == {False, device.type == 'cuda'}
     for row in rows:
         assert row.failure is None and row.timings.milliseconds > 0 and row.floor > 0, row
@@ -67,7 +63,8 @@ def test_training_rows(device):
         assert (row.difference or 0) < (1e-3 if row.form.dtype == 'fp32' else 0.1), row
 
 
-def test_the_suite(device, tmp_path):
+def test_the_suite(device, tmp_path, monkeypatch):
+    monkeypatch.setattr('evit_mm.benchmark.networks._SIDE', 128)
     rows = benchmark_gpu(out=tmp_path, device=device.type, repeats=2, cases=[
         Case(('m0',), (64, 64)), Case(('m0',), (64, 64), 2, 'train')])
     assert {row.form.graph for row in rows} == {False, device.type == 'cuda'}

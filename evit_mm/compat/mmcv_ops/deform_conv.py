@@ -5,12 +5,9 @@ group of channels that shares offsets. Both take the input as zero from one pixe
 on.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torchvision  # noqa: F401  (registers the operators in torch.ops.torchvision)
 from torch import Tensor
-from torch.nn import functional
 
 from .precision import working_dtype
 
@@ -198,9 +195,10 @@ def modulated_deform_conv_forward(
         weight: Shape (O, C / group, kernel_h, kernel_w).
         bias: Shape (O,), or anything without ``with_bias``.
         ones: Not used.
-        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out), or
-            larger, see `_used`.
-        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out), or larger.
+        offset: In pixels, shape (B, deformable_group * kernel_h * kernel_w * 2, H_out, W_out). Its
+            last two sizes may be larger, see `_resized`.
+        mask: Factors, shape (B, deformable_group * kernel_h * kernel_w, H_out, W_out), like
+            ``offset``.
         output: Written in place, shape (B, O, H_out, W_out).
         columns: Not used.
         kernel_h: Height of the kernel; ``weight`` has it.
@@ -218,9 +216,10 @@ def modulated_deform_conv_forward(
     if output.numel() == 0:
         return
     size = output.shape[2:]
-    output.copy_(_forward(input, weight, _used(offset, size), _used(mask, size),
-                          bias if with_bias else None, (stride_h, stride_w), (pad_h, pad_w),
-                          (dilation_h, dilation_w), group, deformable_group))
+    output.copy_(_forward(input, weight, _resized(offset, size), _resized(mask, size),
+                          bias if with_bias else None,
+                          (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
+                          deformable_group))
 
 
 def modulated_deform_conv_backward(
@@ -280,40 +279,55 @@ def modulated_deform_conv_backward(
     if grad_output.numel() == 0:
         return
     size = grad_output.shape[2:]
-    grads = _backward(grad_output, input, weight, _used(offset, size), _used(mask, size),
+    grads = _backward(grad_output, input, weight, _resized(offset, size), _resized(mask, size),
                       bias if with_bias else None, (stride_h, stride_w), (pad_h, pad_w),
                       (dilation_h, dilation_w), group, deformable_group)
-    results = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for result, grad in zip(results, grads, strict=True):
-        if result is grad_offset or result is grad_mask:
-            unused = result[0].numel() - grad[0].numel()
-            grad = functional.pad(grad.flatten(1), (0, unused)).view(result.shape)
-        if result is not grad_bias or with_bias:
-            result.add_(grad)
+    grad_input.add_(grads[0])
+    grad_weight.add_(grads[1])
+    grad_offset.add_(_restored(grads[2], offset.shape))
+    grad_mask.add_(_restored(grads[3], mask.shape))
+    if with_bias:
+        grad_bias.add_(grads[4])
 
 
 _Pair = tuple[int, int]
 
 
-def _used(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the part of offsets or masks that mmcv's kernels read.
+def _resized(values: Tensor, size: torch.Size) -> Tensor:
+    """Return offsets or a mask with the size of the output.
 
-    They expect one value for each place of the output and don't check it. MMDetection's DyHead
-    passes those of a map twice as large; what they read then are the first values of each image,
-    as if these were laid out for the output, and it was trained like this.
+    The compiled operator never looks at the size of these tensors: it reads as many values of each
+    image as it needs, one after the other. MMDetection's DyHead needs that, as it applies the
+    offsets of a level to the next, smaller one.
 
     Args:
-        values: Shape (B, C, H, W).
+        values: Shape (B, P, H, W).
         size: Height and width of the output.
 
     Returns:
-        Tensor: Shape (B, C, *size), or ``values`` where they are too few.
+        Shape (B, P, *size).
+
+    Raises:
+        ValueError: If ``values`` has fewer than that.
     """
-    height, width = size
-    if values.shape[2:] == (height, width) or values[0, 0].numel() < height * width:
+    if values.shape[2:] == size:
         return values
-    count = values.shape[1] * height * width
-    return values.flatten(1)[:, :count].reshape(len(values), values.shape[1], height, width)
+    count = values.shape[1] * size.numel()
+    if values[0].numel() < count:
+        raise ValueError(
+            f'offsets and masks of a deformable convolution need the size of its output, '
+            f'{tuple(size)}, but one has {tuple(values.shape[2:])}')
+    return values.flatten(1)[:, :count].unflatten(1, (values.shape[1], *size))
+
+
+def _restored(grad: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient by what was given to `_resized`, from that by what it returned."""
+    if grad.shape == shape:
+        return grad
+    values = grad.flatten(1)
+    restored = values.new_zeros(shape).flatten(1)
+    restored[:, :values.shape[1]] = values
+    return restored.view(shape)
 
 
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None,

@@ -202,6 +202,33 @@ def test_tensors_that_are_not_contiguous(device):
     assert torch.allclose(output, mmcv_functions.deform_conv2d(x, offset, weight, 1, 1))
 
 
+def test_larger_offsets_are_read_one_after_the_other(device):
+    # DyHead gives a convolution of a smaller level the offsets of a larger one.
+    x, offset, weight, mask, bias = (t.to(device) for t in deform_case(*CASES['oblong'], batch=2))
+    _, stride, padding, dilation, groups, offset_groups = CASES['oblong']
+    options = (stride, padding, dilation, groups, offset_groups)
+    larger = [torch.full((2, t.shape[1], t.shape[2] + 2, t.shape[3] + 1), 9., dtype=t.dtype,
+                         device=device) for t in (offset, mask)]
+    for large, small in zip(larger, (offset, mask), strict=True):
+        large.view(2, -1)[:, :small[0].numel()] = small.flatten(1)
+        large.requires_grad_()
+        small.requires_grad_()
+    output = mmcv_functions.modulated_deform_conv2d(x, *larger, weight, bias, *options)
+    expected = mmcv_functions.modulated_deform_conv2d(x, offset, mask, weight, bias, *options)
+    assert torch.equal(output, expected)
+    seed = randn(*output.shape, seed=5).to(device)
+    grads = torch.autograd.grad(output, larger, seed)
+    expected_grads = torch.autograd.grad(expected, (offset, mask), seed)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        count = expected_grad[0].numel()
+        assert torch.equal(grad.flatten(1)[:, :count], expected_grad.flatten(1))
+        assert grad.flatten(1)[:, count:].abs().max() == 0
+    if not COMPILED:
+        with pytest.raises(ValueError, match='need the size of its output'):
+            mmcv_functions.modulated_deform_conv2d(x, offset[:, :, 1:], mask, weight, bias,
+                                                   *options)
+
+
 @stand_in_only
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_deform_conv_in_half_precision(device, dtype):
@@ -236,27 +263,6 @@ def test_deform_conv_under_autocast(device, name):
     assert output.dtype == torch.bfloat16
     assert torch.allclose(output.float(), expected, atol=.1 * float(expected.abs().max()))
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
-
-
-def test_offsets_and_masks_of_a_larger_map(device):
-    """DyHead passes them; the kernels read the first values of each image, without gaps."""
-    x, weight = randn(2, 2, 3, 4).to(device), randn(3, 2, 3, 3, seed=1).to(device)
-    offset = (.5 * randn(2, 18, 6, 8, seed=2)).to(device)
-    mask = randn(2, 9, 6, 8, seed=3).sigmoid().to(device)
-    large = [offset.clone().to(memory_format=torch.channels_last).requires_grad_(),
-             mask.clone().requires_grad_()]
-    used = [t.flatten(1)[:, :t[0].numel() // 4].reshape(2, -1, 3, 4).detach().requires_grad_()
-            for t in (offset, mask)]
-    outputs = [mmcv_functions.modulated_deform_conv2d(x, *tensors, weight, None, 1, 1, 1, 1, 1)
-               for tensors in (large, used)]
-    assert outputs[0].shape == (2, 3, 3, 4)
-    assert torch.allclose(*outputs)
-    for output in outputs:
-        output.square().sum().backward()
-    for whole, part in zip(large, used, strict=True):
-        grads = whole.grad.flatten(1)
-        assert torch.allclose(grads[:, :part[0].numel()], part.grad.flatten(1))
-        assert part.grad.any() and not grads[:, part[0].numel():].any()
 
 
 def test_offsets_of_another_shape_are_refused(device):

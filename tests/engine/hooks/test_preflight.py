@@ -1,5 +1,6 @@
 """The checks in runners of other tools."""
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 import evit_mm
+from evit_mm.compat import mmcv_ops
 from evit_mm.engine import config as configure
 from evit_mm.engine import preflight, train
 from evit_mm.engine.hooks import PreflightHook
@@ -98,6 +100,16 @@ def test_mistakes_before_a_stock_training(own_config, shapes, trained, tmp_path)
         weights = torch.load(trained.checkpoint, weights_only=False)['state_dict']
         torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
         start(own_config(load_from=str(tmp_path / 'weights.pth'), resume=True))
+
+
+def test_a_missing_operator_before_a_stock_training(own_config, monkeypatch):
+    extension = importlib.import_module('mmcv._ext')
+    if not mmcv_ops.install():
+        pytest.skip('a compiled mmcv lacks nothing')
+    monkeypatch.delattr(extension, 'sigmoid_focal_loss_forward')
+    with pytest.raises(UserError, match=r"mmcv op 'sigmoid_focal_loss_forward' is not available, "
+                                        r'which bbox_head\.loss_cls \(FocalLoss\) needs: '):
+        start(own_config())
 
 
 def test_mistakes_before_a_stock_test(own_config, trained, tmp_path):
