@@ -18,7 +18,7 @@ PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md',
          *sorted((REPOSITORY / 'configs').glob('*.py'))]  # their docstrings have commands too
 
 NOT_RUN = {
-    r'make ': 'creates an environment, or takes many minutes',
+    r'(\w+=\S+ )?make ': 'creates an environment, or takes many minutes',
     r'source ': 'activates the environment that make creates',
     r'pip install ': 'installs packages from an index',
     r'(GPUS=\S+ GPUS_PER_NODE=\S+ )?tools/slurm_train\.sh |srun ': 'needs Slurm',

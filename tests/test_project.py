@@ -55,4 +55,4 @@ def test_a_missing_package_is_reported_with_a_hint(package):
 
 def test_ci_runs_the_test_command_of_the_readme(repository):
     assert re.search(r'^exec make test$', (repository / '.ci' / 'run').read_text(), re.M)
-    assert re.search(r'^    make test\b', (repository / 'README.md').read_text(), re.M)
+    assert re.search(r'^make test\b', (repository / 'README.md').read_text(), re.M)
