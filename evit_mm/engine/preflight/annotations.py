@@ -20,7 +20,8 @@ from .categories import compare_categories
 from .files import base_class, class_of, coco_classes, is_remote
 from .findings import log_findings
 
-__all__ = ['ConfiguredSource', 'check_annotations', 'compare_with_config', 'report', 'sources_of', 'write_repaired']
+__all__ = ['ConfiguredSource', 'check_annotations', 'compare_with_config', 'report', 'sources_of',
+           'write_repaired']
 
 _QUICK_SECONDS = 10.0  # for reading image headers before a run; `evit-mm data check` reads all
 
