@@ -1,6 +1,7 @@
 """The command ``evit-mm data check``."""
 
 import argparse
+import sys
 from typing import Any
 
 from .common import ConfigOptions
@@ -55,7 +56,8 @@ def _check(args: argparse.Namespace) -> None:
     if sum(value is not None for value in (args.config, args.coco, args.masks)) != 1:
         raise UserError('name one dataset to check: a config, --coco FILE, or --masks DIR')
     classes = _read_classes(args.classes) if args.classes else None
-    shared = dict(decode=args.decode, skip_invalid=args.skip_invalid_objects, progress=True)
+    shared = dict(decode=args.decode, skip_invalid=args.skip_invalid_objects,
+                  progress=sys.stderr.isatty())
     if args.masks:
         if len(args.images) > 1:
             raise UserError('--masks takes one folder of --images')

@@ -80,6 +80,8 @@ def read_headers(paths: Iterable[str], *, seconds: float | None = None, title: s
         dict: The headers by path, of as many files as there was time for, from the first on.
     """
     names = list(dict.fromkeys(paths))
+    if not names:
+        return {}
     headers: dict[str, ImageHeader] = {}
     start = time.monotonic()
     # Reading a header waits for the disk most of the time.

@@ -147,6 +147,8 @@ def _has_addition(path: str) -> bool:
 def _in_parallel(function: Callable[[str], _Result], values: Iterable[str], title: str,
                  progress: bool) -> list[_Result]:
     values = list(values)
+    if not values:
+        return []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(tqdm(pool.map(function, values), total=len(values), desc=title, unit='image',
                          leave=False, disable=not progress))

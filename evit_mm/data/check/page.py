@@ -1,6 +1,7 @@
 """The outcome of a check as one HTML file: counts, sizes of boxes, and labelled pictures."""
 
 import base64
+import importlib.util
 import math
 import os
 from collections import Counter
@@ -47,6 +48,9 @@ def write_page(check: DatasetCheck, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: If it can't be written, or supervision, which draws the boxes, is missing.
     """
+    if importlib.util.find_spec('supervision') is None:
+        raise UserError('a page is drawn with supervision, which is not installed: '
+                        'pip install supervision')
     stopping = len(check.stopping)
     verdict = f'A run would stop: {stopping} fault{"s" * (stopping > 1)} to mend.' if stopping \
         else 'A run would start.'
@@ -162,14 +166,10 @@ def _draw(path: str, image: dict[str, Any], objects: list[dict[str, Any]], names
     """Return an image with its boxes as JPEG in base64.
 
     Raises:
-        UserError: If the image can't be loaded, or supervision is missing.
+        UserError: If the image can't be loaded.
     """
-    try:
-        import supervision as sv
-    except ImportError as error:
-        raise UserError('--html draws with supervision, which is not installed: '
-                        'pip install supervision') from error
     import cv2
+    import supervision as sv
 
     from ..loading import CheckedLoadImage
 

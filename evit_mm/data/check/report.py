@@ -40,12 +40,14 @@ def _describe_split(split: SplitCheck) -> Iterator[str]:
         yield f'  objects  {coco.objects.total():>7}  ' + '; '.join(filter(None, (
             f'{coco.crowds} crowd regions' if coco.crowds else '',
             f'left out: {coco.describe_left_out()}' if coco.left_out else '')))
-        shown = list(coco.objects.items())[:_CLASSES]
-        width = max((len(name) for name, _ in shown), default=0)
-        for name, count in shown:
-            yield f'    {name:<{width}}  {count:>7} in {split.class_images[name]} images'
-        if len(coco.objects) > len(shown):
-            yield f'    and {len(coco.objects) - len(shown)} more classes'
+        # A finding lists classes without objects.
+        used = [(name, count) for name, count in coco.objects.most_common() if count]
+        width = max((len(name) for name, _ in used[:_CLASSES]), default=0)
+        for name, count in used[:_CLASSES]:
+            images = split.class_images[name]
+            yield f'    {name:<{width}}  {count:>7} in {images} image{"s" * (images > 1)}'
+        if len(used) > _CLASSES:
+            yield f'    and {len(used) - _CLASSES} more classes'
     yield from _describe_findings(split.findings)
 
 
