@@ -2,7 +2,11 @@
 
 import argparse
 
-from .run_arguments import add_acceleration_arguments, add_run_arguments
+from .run_arguments import (
+    add_acceleration_arguments,
+    add_label_map_arguments,
+    add_run_arguments,
+)
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--channels-last', action='store_true',
                         help='keep feature maps in the channels-last memory format')
     add_acceleration_arguments(parser)
+    add_label_map_arguments(parser, training=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     test(args.config, args.checkpoint, work_dir=args.work_dir, data_root=args.data_root,
          out=args.out, show_dir=args.show_dir, tta=args.tta, fast=args.fast, deploy=args.deploy,
          channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
-         cfg_options=args.cfg_options, ignore_unknown_categories=args.ignore_unknown_categories,
+         cfg_options=args.cfg_options, masks=args.masks, images=args.images, classes=args.classes,
+         zero_is_unlabelled=args.zero_is_unlabelled, mask_values=args.mask_values,
+         ignore_unknown_categories=args.ignore_unknown_categories,
          skip_invalid_objects=args.skip_invalid_objects,
          launcher=args.launcher)

@@ -2,7 +2,11 @@
 
 import argparse
 
-from .run_arguments import add_acceleration_arguments, add_run_arguments
+from .run_arguments import (
+    add_acceleration_arguments,
+    add_label_map_arguments,
+    add_run_arguments,
+)
 
 __all__ = ['DESCRIPTION', 'add_arguments', 'run']
 
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='keep feature maps in the channels-last memory format (default: on a '
                         'CPU, in one process)')
     add_acceleration_arguments(parser)
+    add_label_map_arguments(parser, training=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,5 +44,8 @@ def run(args: argparse.Namespace) -> None:
           new_schedule=args.new_schedule, from_scratch=args.from_scratch, amp=args.amp,
           bf16=args.bf16, channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,
+          masks=args.masks, val_masks=args.val_masks, images=args.images,
+          val_images=args.val_images, classes=args.classes,
+          zero_is_unlabelled=args.zero_is_unlabelled, mask_values=args.mask_values,
           ignore_unknown_categories=args.ignore_unknown_categories,
           skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

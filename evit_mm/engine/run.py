@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .initial_checkpoint import release_checkpoint
 from .launch import prepare_processes
 from .loops import resume_at_once
 from .model_parts import parts, plain_model
+from .own_label_maps import OwnLabelMaps, use_label_maps
 
 __all__ = ['test', 'train']
 
@@ -39,7 +40,10 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
           new_schedule: bool = False, from_scratch: bool = False, amp: bool = False,
           bf16: bool = False, channels_last: bool | None = None, compile: bool = False,
           auto_scale_lr: bool = False, seed: int | None = None,
-          cfg_options: Mapping[str, Any] | None = None,
+          cfg_options: Mapping[str, Any] | None = None, masks: _Path | None = None,
+          val_masks: _Path | None = None, images: _Path | None = None,
+          val_images: _Path | None = None, classes: _Path | None = None,
+          zero_is_unlabelled: bool = False, mask_values: Sequence[int] | None = None,
           ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
           launcher: str = 'none') -> Path:
     """Train a detector or segmentor.
@@ -61,6 +65,16 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         auto_scale_lr: Scale the learning rate with the batch size.
         seed: Seed of all random numbers.
         cfg_options: Values to change in the config, by dotted key.
+        masks: Folder of your own label maps. Classes, heads, datasets and evaluators of the config
+            are fitted to them.
+        val_masks: The same for validation; by default, a subfolder of ``masks``, or a fifth of the
+            images is held out.
+        images: Folder of the images; by default, one called images/ or the like next to ``masks``.
+        val_images: Folder of the images of ``val_masks``, if it is another one.
+        classes: File of the names of the classes, in the order of their numbers; by default, they
+            are numbered.
+        zero_is_unlabelled: Whether 0 in your label maps means unlabelled, and 1 is the first class.
+        mask_values: The number of each class in your label maps, if not 0, 1, 2 and so on.
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
         skip_invalid_objects: Go on without the objects of annotation files that can't be used.
@@ -78,6 +92,10 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         config = _prepare_config(
             config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        own = OwnLabelMaps(masks, val_masks, images, val_images, classes, zero_is_unlabelled,
+                           mask_values)
+        if own:
+            _use_label_maps(config, own, data_root, training=True)
         on_cpu = get_device() == 'cpu'
         if on_cpu:
             keep_freed_memory()
@@ -124,8 +142,11 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
          data_root: _Path | None = None, out: _Path | None = None, show_dir: _Path | None = None,
          tta: bool = False, fast: bool = False, deploy: bool = False, channels_last: bool = False,
          compile: bool = False, bf16: bool = False, seed: int | None = None,
-         cfg_options: Mapping[str, Any] | None = None, ignore_unknown_categories: bool = False,
-         skip_invalid_objects: bool = False, launcher: str = 'none') -> dict[str, float]:
+         cfg_options: Mapping[str, Any] | None = None, masks: _Path | None = None,
+         images: _Path | None = None, classes: _Path | None = None,
+         zero_is_unlabelled: bool = False, mask_values: Sequence[int] | None = None,
+         ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
+         launcher: str = 'none') -> dict[str, float]:
     """Test a checkpoint on the test data of a config.
 
     Args:
@@ -143,6 +164,11 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         bf16: As in `train`.
         seed: As in `train`.
         cfg_options: As in `train`.
+        masks: Folder of your own label maps to test on, or of those in its subfolder val/.
+        images: As in `train`.
+        classes: As in `train`; those that the model was trained on.
+        zero_is_unlabelled: As in `train`.
+        mask_values: As in `train`.
         ignore_unknown_categories: As in `train`.
         skip_invalid_objects: As in `train`.
         launcher: As in `train`.
@@ -157,6 +183,9 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         config = _prepare_config(
             config, ('model', 'test_dataloader', 'test_evaluator'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+        own = OwnLabelMaps(masks, None, images, None, classes, zero_is_unlabelled, mask_values)
+        if own:
+            _use_label_maps(config, own, data_root, training=False)
         acceleration = Acceleration(
             deploy=deploy or fast and RECOMMENDED.deploy,
             channels_last=channels_last or fast and RECOMMENDED.channels_last,
@@ -206,6 +235,15 @@ def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_d
     prepare_processes(config, launcher)
     preflight.check_synced_norms(config)
     return config
+
+
+def _use_label_maps(config: Config, own: OwnLabelMaps, data_root: _Path | None, *,
+                    training: bool) -> None:
+    """Call `use_label_maps`, unless the folder of the config's own dataset is set, too."""
+    if data_root:
+        raise UserError('--data-root moves the dataset of the config, and --masks and --images '
+                        'replace it: leave one of them out')
+    use_label_maps(config, own, training=training)
 
 
 def _create_folder(folder: _Path, flag: str) -> Path:
