@@ -4,7 +4,8 @@ import argparse
 
 from .common import ConfigOptions
 
-__all__ = ['add_acceleration_arguments', 'add_own_data_arguments', 'add_run_arguments']
+__all__ = ['add_acceleration_arguments', 'add_label_map_arguments', 'add_own_data_arguments',
+           'add_run_arguments']
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) -> None:
@@ -38,9 +39,10 @@ def add_own_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -
                        help='COCO annotation file to validate on (default: a fifth of the images '
                        'is held out)' if training else 'COCO annotation file to test on')
     group.add_argument('--images', metavar='DIR',
-                       help='folder of the images (default: looked for around the annotation file)')
+                       help='folder of the images (default: looked for around the annotation file or '
+                       'the label maps)')
     group.add_argument('--val-images', metavar='DIR',
-                       help='folder of the images of --val-ann, if it is another one')
+                       help='folder of the images of --val-ann or --val-masks, if it is another one')
     group.add_argument('--data', metavar='FILE',
                        help='data.yaml of YOLO\'s layout, instead of the flags above')
 
@@ -53,3 +55,32 @@ def add_acceleration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--bf16', action='store_true',
                         help='compute in bfloat16 by autocast, on CPU or GPU; losses, boxes and '
                         'scores stay in float32')
+
+
+def add_label_map_arguments(parser: argparse.ArgumentParser, *, training: bool) -> None:
+    """Add the flags that put a user's label maps in the place of a segmentation config's data."""
+    group = parser.add_argument_group('your own label maps')
+    group.add_argument('--masks', metavar='DIR',
+                       help='folder of the label maps, or of their subfolders train/ and val/; '
+                       'classes and heads are fitted to them')
+    if training:
+        group.add_argument('--val-masks', metavar='DIR',
+                           help='folder of the label maps to validate on (default: a fifth of the '
+                           'images is held out)')
+    group.add_argument('--classes', metavar='FILE',
+                       help='names of the classes in the order of their numbers: one per line, or '
+                       'a list in JSON or YAML')
+    group.add_argument('--zero-is-unlabelled', action='store_true',
+                       help='0 means unlabelled, and 1 is the first class')
+    group.add_argument('--mask-values', type=_numbers, metavar='N,N,...',
+                       help='the number of each class, if not 0, 1, 2 and so on; 0,255 for masks '
+                       'in black and white')
+
+
+def _numbers(text: str) -> list[int]:
+    """Parse numbers with commas between them."""
+    try:
+        return [int(part) for part in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers such as 0,255'
+                                         ) from None

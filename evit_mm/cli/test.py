@@ -4,6 +4,7 @@ import argparse
 
 from .run_arguments import (
     add_acceleration_arguments,
+    add_label_map_arguments,
     add_own_data_arguments,
     add_run_arguments,
 )
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='keep feature maps in the channels-last memory format')
     add_acceleration_arguments(parser)
     add_own_data_arguments(parser, training=False)
+    add_label_map_arguments(parser, training=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,5 +49,6 @@ def run(args: argparse.Namespace) -> None:
          fast=args.fast, deploy=args.deploy, channels_last=args.channels_last,
          compile=args.compile, bf16=args.bf16, seed=args.seed, cfg_options=args.cfg_options,
          val_ann=args.val_ann, images=args.images, val_images=args.val_images, data=args.data,
-         ignore_unknown_categories=args.ignore_unknown_categories,
+         masks=args.masks, classes=args.classes, zero_is_unlabelled=args.zero_is_unlabelled,
+         mask_values=args.mask_values, ignore_unknown_categories=args.ignore_unknown_categories,
          skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

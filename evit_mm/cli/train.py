@@ -4,6 +4,7 @@ import argparse
 
 from .run_arguments import (
     add_acceleration_arguments,
+    add_label_map_arguments,
     add_own_data_arguments,
     add_run_arguments,
 )
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'CPU, in one process)')
     add_acceleration_arguments(parser)
     add_own_data_arguments(parser, training=True)
+    add_label_map_arguments(parser, training=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,5 +71,7 @@ def run(args: argparse.Namespace) -> None:
           val_images=args.val_images, data=args.data, from_checkpoint=args.from_checkpoint,
           epochs=args.epochs, iters=args.iters, lr=args.lr, batch_size=args.batch_size,
           early_stopping=args.early_stopping, ema=args.ema,
+          masks=args.masks, val_masks=args.val_masks, classes=args.classes,
+          zero_is_unlabelled=args.zero_is_unlabelled, mask_values=args.mask_values,
           ignore_unknown_categories=args.ignore_unknown_categories,
           skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)

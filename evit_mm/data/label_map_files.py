@@ -75,13 +75,11 @@ def label_map_ending(images: str, label_maps: str) -> str | None:
         str: Such as ``'_mask.png'``; None if there is no such common ending.
     """
     stems = {os.path.splitext(file)[0] for file in visible_files(images, IMAGE_SUFFIXES)}
-    files = set(visible_files(label_maps, LABEL_MAP_SUFFIXES))
-    first = min(stems, default='')
-    for file in sorted(files):
-        ending = file[len(first):] if first and file.startswith(first) else ''
-        if ending and {stem + ending for stem in stems} == files:
-            return ending
-    return None
+    files = sorted(visible_files(label_maps, LABEL_MAP_SUFFIXES))
+    endings = {files[0][len(stem):] for stem in stems if files[0].startswith(stem)} \
+        if files else set()
+    return next((ending for ending in sorted(endings, key=len) if ending and all(
+        file.endswith(ending) and file[:-len(ending)] in stems for file in files)), None)
 
 
 def visible_files(folder: str, suffixes: Sequence[str] = (), without: str | None = None

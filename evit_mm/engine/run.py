@@ -32,6 +32,7 @@ from .launch import prepare_processes
 from .loops import resume_at_once
 from .model_parts import parts, plain_model
 from .own_data import OwnData, use_own_data
+from .own_label_maps import OwnLabelMaps, use_label_maps
 from .recipe import (
     RecipeFlags,
     add_switches,
@@ -57,7 +58,9 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
           val_images: _Path | None = None, data: _Path | None = None,
           from_checkpoint: _Path | None = None, epochs: int | None = None,
           iters: int | None = None, lr: float | None = None, batch_size: int | None = None,
-          early_stopping: int | None = None, ema: bool = False,
+          early_stopping: int | None = None, ema: bool = False, masks: _Path | None = None,
+          val_masks: _Path | None = None, classes: _Path | None = None,
+          zero_is_unlabelled: bool = False, mask_values: Sequence[int] | None = None,
           ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
           launcher: str = 'none') -> Path:
     """Train a detector or segmentor.
@@ -86,8 +89,9 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         train_ann: COCO annotation file of your own data. Classes, heads, datasets, evaluators,
             schedule and batch size of the config are fitted to it.
         val_ann: The same for validation; by default, a fifth of the images is held out.
-        images: Folder of the images; by default, it is looked for around the annotation file.
-        val_images: Folder of the images of ``val_ann``, if it is another one.
+        images: Folder of the images; by default, it is looked for around the annotation file or
+            the label maps.
+        val_images: Folder of the images of ``val_ann`` or ``val_masks``, if it is another one.
         data: A data.yaml of YOLO's layout, instead of ``train_ann`` and the others.
         from_checkpoint: Detector or segmentor to start from: file, address or name. What does not
             fit, such as the layers of other classes, starts anew.
@@ -97,6 +101,14 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         batch_size: Images of each process in a step.
         early_stopping: Stop after this many validations without a better result.
         ema: Validate and save an exponential moving average of the weights.
+        masks: Folder of your own label maps. Classes, heads, datasets and evaluators of the config
+            are fitted to them.
+        val_masks: The same for validation; by default, a subfolder of ``masks``, or a fifth of the
+            images is held out.
+        classes: File of the names of the classes, in the order of their numbers; by default, they
+            are numbered.
+        zero_is_unlabelled: Whether 0 in your label maps means unlabelled, and 1 is the first class.
+        mask_values: The number of each class in your label maps, if not 0, 1, 2 and so on.
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
         skip_invalid_objects: Go on without the objects of annotation files that can't be used.
@@ -115,10 +127,14 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
             config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
         flags = RecipeFlags(epochs=epochs, iters=iters, lr=lr, batch_size=batch_size)
-        own = OwnData(train_ann, val_ann, images, val_images, data)
-        if own:
-            num_images = _use_own_data(config, own, data_root, training=True,
-                                       skip_invalid=skip_invalid_objects)
+        maps = OwnLabelMaps(masks, val_masks, images, val_images, classes, zero_is_unlabelled,
+                            mask_values)
+        own = OwnData(train_ann, val_ann, None if maps else images,
+                      None if maps else val_images, data)
+        maps.check_flags()
+        if own or maps:
+            num_images = _use_own(config, own, maps, data_root, training=True,
+                                  skip_invalid=skip_invalid_objects)
             fit_recipe(config, num_images, flags, cfg_options or ())
         else:
             apply_flags(config, flags)
@@ -179,6 +195,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
          seed: int | None = None, cfg_options: Mapping[str, Any] | None = None,
          val_ann: _Path | None = None, images: _Path | None = None,
          val_images: _Path | None = None, data: _Path | None = None,
+         masks: _Path | None = None, classes: _Path | None = None,
+         zero_is_unlabelled: bool = False, mask_values: Sequence[int] | None = None,
          ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
          launcher: str = 'none') -> dict[str, float]:
     """Test a checkpoint on the test data of a config.
@@ -204,6 +222,10 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         images: As in `train`.
         val_images: As ``images``.
         data: As in `train`; its validation data are tested on.
+        masks: Folder of your own label maps to test on, or of those in its subfolder val/.
+        classes: As in `train`; those that the model was trained on.
+        zero_is_unlabelled: As in `train`.
+        mask_values: As in `train`.
         ignore_unknown_categories: As in `train`.
         skip_invalid_objects: As in `train`.
         launcher: As in `train`.
@@ -218,11 +240,13 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         config = _prepare_config(
             config, ('model', 'test_dataloader', 'test_evaluator'), work_dir=work_dir,
             data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
-        own = OwnData(None, val_ann, images, val_images, data)
-        if own:
-            _use_own_data(config, own, data_root, training=False,
-                          classes=trained_classes(os.fspath(checkpoint)),
-                          skip_invalid=skip_invalid_objects)
+        maps = OwnLabelMaps(masks, None, images, None, classes, zero_is_unlabelled, mask_values)
+        own = OwnData(None, val_ann, None if maps else images, val_images, data)
+        maps.check_flags()
+        if own or maps:
+            _use_own(config, own, maps, data_root, training=False,
+                     skip_invalid=skip_invalid_objects,
+                     classes=trained_classes(os.fspath(checkpoint)))
         acceleration = Acceleration(
             deploy=deploy or fast and RECOMMENDED.deploy,
             channels_last=channels_last or fast and RECOMMENDED.channels_last,
@@ -275,12 +299,22 @@ def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_d
     return config
 
 
-def _use_own_data(config: Config, own: OwnData, data_root: _Path | None, **options: Any) -> int:
-    """Call `use_own_data`, unless the folder of the config's own dataset is set, too."""
+def _use_own(config: Config, own: OwnData, maps: OwnLabelMaps, data_root: _Path | None, *,
+             training: bool, skip_invalid: bool, classes: Sequence[str] | None = None) -> int:
+    """Replace the data of a config by a user's, and return the number of training images.
+
+    Raises:
+        UserError: If the flags contradict each other.
+    """
     if data_root:
         raise UserError('--data-root moves the dataset of the config, and --train-ann, --val-ann, '
-                        '--images and --data replace it: leave one of them out')
-    return use_own_data(config, own, **options)
+                        '--data, --masks and --images replace it: leave one of them out')
+    if own and maps:
+        raise UserError('--masks is for segmentation, and --train-ann, --val-ann and --data for '
+                        'detection: leave one of them out')
+    if maps:
+        return use_label_maps(config, maps, training=training, classes=classes)
+    return use_own_data(config, own, training=training, skip_invalid=skip_invalid, classes=classes)
 
 
 def _start_from(config: Config, checkpoint: _Path, *, resume: _Path | bool | None,

@@ -28,9 +28,9 @@ class LabelMapDataset(BaseSegDataset):
     one folder, and so may label maps.
 
     Args:
-        values: The number in the files of each class, where it isn't 0, 1, 2 and so on. (0, 255) is
-            for masks in black and white. All other numbers are errors, except 255, which is ignored
-            unless it is a class.
+        mask_values: The number in the files of each class, where it isn't 0, 1, 2 and so on.
+            (0, 255) is for masks in black and white. All other numbers are errors, except 255,
+            which is ignored unless it is a class.
         img_suffix: Suffixes of the images; None takes those of `IMAGE_SUFFIXES`.
         seg_map_suffix: Suffixes of the label maps, such as ``'_mask.png'``; None takes those of
             `LABEL_MAP_SUFFIXES`.
@@ -49,7 +49,7 @@ class LabelMapDataset(BaseSegDataset):
         UserError: If an image has no label map, a label map no image, or names are not unique.
     """
 
-    def __init__(self, *, values: Sequence[int] | None = None,
+    def __init__(self, *, mask_values: Sequence[int] | None = None,
                  img_suffix: str | Sequence[str] | None = None,
                  seg_map_suffix: str | Sequence[str] | None = None,
                  metainfo: Mapping[str, Any] | None = None, ann_file: str = '',
@@ -70,9 +70,9 @@ class LabelMapDataset(BaseSegDataset):
                          reduce_zero_label=bool(reduce_zero_label), **kwargs)
         self.img_suffixes = _as_suffixes(img_suffix, IMAGE_SUFFIXES)
         self.seg_map_suffixes = _as_suffixes(seg_map_suffix, LABEL_MAP_SUFFIXES)
-        if values is not None:
-            _check_values(values, self._metainfo['classes'], self.reduce_zero_label)
-            table = labels_of_values(values)
+        if mask_values is not None:
+            _check_values(mask_values, self._metainfo['classes'], self.reduce_zero_label)
+            table = labels_of_values(mask_values)
             self.label_map = {value: int(label) for value, label in enumerate(table)}
             self._metainfo['label_map'] = self.label_map
         if not lazy_init:
@@ -135,12 +135,12 @@ def _check_values(values: Sequence[int], classes: Sequence[str], reduce_zero_lab
         ConfigError: If not.
     """
     if reduce_zero_label:
-        raise ConfigError('values and reduce_zero_label=True of the dataset are two ways to number '
-                          'classes: leave 0 out of values, or values out of the dataset')
+        raise ConfigError('mask_values and reduce_zero_label=True of the dataset are two ways to '
+                          'number classes: leave 0 out of mask_values, or remove one of the two')
     if len(values) != len(classes) or len(set(values)) != len(values) or not all(
             isinstance(value, int) and 0 <= value <= 255 for value in values):
-        raise ConfigError(f'values={tuple(values)} of the dataset must be {len(classes)} different '
-                          f'numbers from 0 to 255, one for each of its classes')
+        raise ConfigError(f'mask_values={tuple(values)} of the dataset must be {len(classes)} '
+                          f'different numbers from 0 to 255, one for each of its classes')
 
 
 def _as_suffixes(suffix: str | Sequence[str] | None, default: Sequence[str]) -> Sequence[str]:

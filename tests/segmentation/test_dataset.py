@@ -103,12 +103,12 @@ def test_zero_is_unlabelled(folder):
 
 def test_numbers_of_the_classes(folder):
     root = folder('a', np.array([[0, 255], [128, 0]], np.uint8))
-    dataset = build(root, values=(0, 255, 128))
+    dataset = build(root, mask_values=(0, 255, 128))
     np.testing.assert_array_equal(labels(dataset), [[0, 1], [2, 0]])
     with pytest.raises(UserError, match='no class: 128; valid are 0 and 255'):
-        build(root, values=(0, 255), classes=('a', 'b'), pipeline=[
+        build(root, mask_values=(0, 255), classes=('a', 'b'), pipeline=[
             CHECKED[0], dict(CHECKED[1], num_classes=2), CHECKED[2]])[0]
-    ignored = build(root, values=(0, 128), classes=('a', 'b'))
+    ignored = build(root, mask_values=(0, 128), classes=('a', 'b'))
     np.testing.assert_array_equal(labels(ignored), [[0, 255], [1, 0]])
 
 
@@ -138,9 +138,10 @@ def test_classes_from_a_file(folder):
     (dict(metainfo=None), 'has no classes'), (dict(classes='none.txt'), 'no such file: none.txt'),
     (dict(classes=('a', 'b', 'a')), "'a' twice"),
     (dict(metainfo=dict(classes=CLASSES, palette=[[0, 0, 0]])), 'palette of 1 colours'),
-    (dict(values=(0, 1)), '3 different numbers'), (dict(values=(0, 1, 1)), '3 different numbers'),
-    (dict(values=(0, 1, 300)), '3 different numbers'),
-    (dict(values=(1, 2, 3), reduce_zero_label=True), 'two ways to number')])
+    (dict(mask_values=(0, 1)), '3 different numbers'),
+    (dict(mask_values=(0, 1, 1)), '3 different numbers'),
+    (dict(mask_values=(0, 1, 300)), '3 different numbers'),
+    (dict(mask_values=(1, 2, 3), reduce_zero_label=True), 'two ways to number')])
 def test_errors_of_the_config(folder, options, fragment):
     with pytest.raises(ConfigError) as caught:
         build(folder('a'), **options)

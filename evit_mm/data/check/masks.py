@@ -33,8 +33,9 @@ _ENOUGH = 20  # label maps, for judging a dataset by a sample
 _CLASSES_SHOWN = 10
 _VALUES_SHOWN = 5
 BLACK_AND_WHITE_FIX = (
-    'to train on both as classes, set values=(0, 255) in a dataset of type=\'LabelMapDataset\', '
-    'pass --mask-values 0,255 with --masks, or store 1 in place of 255 in the files')
+    'to train on both as classes, set mask_values=(0, 255) in a dataset of '
+    'type=\'LabelMapDataset\', pass --mask-values 0,255 with --masks, or store 1 in place of 255 '
+    'in the files')
 
 
 @dataclass
@@ -89,8 +90,8 @@ class LabelCounts:
             f'{self.classes[label]} {used[label] / used.sum():.1%} ({self.maps[label]})'
             for label in order[:_CLASSES_SHOWN])
         more = len(order) - _CLASSES_SHOWN
-        return (f'pixels of the classes, and label maps with them, in {self.checked} of '
-                f'{self.total} label maps: {shown or "none"}'
+        return ('classes by their share of the pixels, with the number of label maps that they '
+                f'are in: {shown or "none"}'
                 + (f' and {more} more' if more > 0 else '')
                 + f'; {self.ignored:.1%} of the pixels are ignored')
 

@@ -70,7 +70,7 @@ def test_numbers_of_classes(check):
 
 
 @pytest.mark.parametrize('options,fragments', [
-    (dict(classes=['background', 'object']), ['only 0 and 255', 'values=(0, 255)']),
+    (dict(classes=['background', 'object']), ['only 0 and 255', 'mask_values=(0, 255)']),
     (dict(), ['only 0 and 255']),
     (dict(classes=['object'], zero_is_unlabelled=True), ['every pixel', 'reduce_zero_label=True'])])
 def test_masks_in_black_and_white(check, options, fragments):

@@ -1,5 +1,6 @@
 """Invalid label maps end a run with one sentence: before its start, or when they are loaded."""
 
+import logging
 import sys
 from functools import partial
 
@@ -291,3 +292,122 @@ def test_the_config_that_a_run_writes(segmentor_file, ade, mistake, third, tmp_p
     config.dump(tmp_path / 'written.py')
     out_of_range(third)
     assert 'no class: 151;' in mistake(train, tmp_path / 'written.py', data_root=ade)
+
+
+# --- what the labels of a dataset teach -------------------------------------------------------
+
+
+@pytest.fixture
+def relabelled(segmentor, ade):
+    """Function that changes all label maps, and checks those of a dataset of another type."""
+
+    def run(change, **dataset):
+        for path in (ade / 'annotations' / 'training').iterdir():
+            Image.fromarray(change(np.array(Image.open(path)))).save(path)
+        segmentor.train_dataloader.dataset.update(dataset)
+        init_default_scope('mmseg')
+        check_while_loading(segmentor)
+        preflight.check_label_maps(DATASETS.build(segmentor.train_dataloader.dataset), 'train')
+
+    return run
+
+
+BINARY = dict(type='LabelMapDataset', metainfo=dict(classes=('background', 'object')))
+
+
+def black_and_white(content):
+    return np.where(content > np.median(content), 255, 0).astype(np.uint8)
+
+
+def test_masks_in_black_and_white(relabelled):
+    with pytest.raises(UserError, match='only 0 and 255, which .*mask_values=') as caught:
+        relabelled(black_and_white, **BINARY)
+    assert '\n' not in str(caught.value)
+    relabelled(lambda content: content, **BINARY, mask_values=(0, 255))
+
+
+def test_labels_that_are_all_ignored(relabelled):
+    """ADE20K has these classes, but under other numbers than the files."""
+    with pytest.raises(UserError, match='every pixel .* ADE20KDataset numbers label maps by its own'
+                                        ".* set type='LabelMapDataset'"):
+        relabelled(lambda content: np.uint8(content > np.median(content)),
+                   reduce_zero_label=False, metainfo=dict(classes=('sky', 'road')))
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings that checks log."""
+    lines = []
+
+    def record(text, logger=None, level=logging.INFO):
+        if level == logging.WARNING:
+            lines.append(text)
+
+    monkeypatch.setattr(preflight.labels, 'print_log', record)
+    monkeypatch.setattr(preflight.findings, 'print_log', record)
+    return lines
+
+
+def test_classes_without_a_pixel(relabelled, warnings):
+    relabelled(lambda content: np.uint8(content > np.median(content)), type='LabelMapDataset',
+               metainfo=dict(classes=('a', 'b', 'c')))
+    assert warnings == ['no pixel of 1 of the 3 classes in the 8 label maps of the train dataset: '
+                        'c']
+
+
+def test_images_that_exif_turns(segmentor, ade, warnings):
+    """The label maps of some were drawn on the pixels as stored."""
+    images = sorted((ade / 'images' / 'training').iterdir())
+    exif = Image.Exif()
+    for path, orientation in zip(images, (3, 6, *[1] * 6), strict=True):
+        exif[0x0112] = orientation
+        Image.open(path).resize((96, 64)).save(path, exif=exif)
+        label_map = ade / 'annotations' / 'training' / f'{path.stem}.png'
+        Image.open(label_map).resize((96, 64), Image.NEAREST).save(label_map)
+    init_default_scope('mmseg')
+    check_while_loading(segmentor)
+    dataset = DATASETS.build(segmentor.train_dataloader.dataset)
+    with pytest.raises(UserError, match='turned by EXIF without a change of size'):
+        preflight.check_label_maps(dataset, 'train')
+    images[1].write_bytes(images[2].read_bytes())
+    preflight.check_label_maps(dataset, 'train')
+    assert any('taken as drawn on the image as a viewer shows it' in text for text in warnings)
+
+
+def numbering(segmentor, **dataset):
+    segmentor.train_dataloader.dataset.update(dataset)
+    preflight.check_numbering(segmentor.train_dataloader, scope='mmseg')
+
+
+def test_classes_that_a_type_does_not_have(segmentor, warnings):
+    with pytest.raises(ConfigError, match="'crack', 'rust' are not among them.*LabelMapDataset"):
+        numbering(segmentor, metainfo=dict(classes=('sky', 'crack', 'rust')))
+    numbering(segmentor, metainfo=dict(classes=('sky', 'road')))
+    assert len(warnings) == 1 and '2 (sky) becomes 0, 6 (road) becomes 1' in warnings[0]
+    assert '148 other classes are ignored' in warnings[0]
+    numbering(segmentor, type='LabelMapDataset')
+    numbering(segmentor, type='BaseSegDataset', metainfo=dict(classes=('crack',)))
+    assert len(warnings) == 1
+
+
+def test_images_that_are_passed_over(segmentor, ade, warnings):
+    numbering(segmentor)
+    assert not warnings
+    folder = ade / 'images' / 'training'
+    for number, suffix in ((1, '.JPG'), (2, '.jpeg'), (3, '.JPG')):
+        path = folder / f'ADE_train_0000000{number}.jpg'
+        path.rename(path.with_suffix(suffix))
+    numbering(segmentor)
+    assert len(warnings) == 1 and f'3 of the 8 images in {folder} are passed over' in warnings[0]
+    assert "2 end in '.JPG', 1 end in '.jpeg'" in warnings[0]
+    numbering(segmentor, type='LabelMapDataset')
+    assert len(warnings) == 1
+
+
+def test_images_and_label_maps_in_one_folder(segmentor, ade, warnings):
+    folder = ade / 'images' / 'training'
+    for path in (ade / 'annotations' / 'training').iterdir():
+        path.rename(folder / path.name)
+    numbering(segmentor, data_prefix=dict(img_path='images/training',
+                                          seg_map_path='images/training'))
+    assert not warnings
