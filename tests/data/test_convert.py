@@ -135,7 +135,8 @@ def test_the_ways_to_name_a_folder(yolo, yaml):
 
 def test_keypoints_and_boxes_across_the_border(yolo):
     pose = 'kpt_shape: [2, 2]\ntrain: images\nnames: [cat]'
-    content = read_yolo(yolo('0 0.5 0.5 0.5 0.5 .1 .1 .2 .2\n0 0.0 0.5 0.5 1', pose))['train'].content
+    path = yolo('0 0.5 0.5 0.5 0.5 .1 .1 .2 .2\n0 0.0 0.5 0.5 1', pose)
+    content = read_yolo(path)['train'].content
     assert [entry['bbox'] for entry in content['annotations']] == [
         [16, 12, 32, 24], [0, 0, 16, 48]]
     assert not any(entry['segmentation'] for entry in content['annotations'])
