@@ -28,6 +28,8 @@ def add_convert(datasets: Any) -> None:
                          help='folder of the images of a COCO file (default: looked for around it)')
     convert.add_argument('--copy-images', action='store_true',
                          help='copy the images to DIR/images')
+    convert.add_argument('--skip-invalid-objects', action='store_true',
+                         help='go on without the objects of a COCO file that can\'t be used')
     convert.set_defaults(prepare=_convert)
 
 
@@ -38,8 +40,11 @@ def _convert(args: argparse.Namespace) -> None:
 
     written = convert_dataset(
         args.source, args.out, source_format=args.source_format, target_format=args.target_format,
-        images=args.images, copy_images=args.copy_images)
+        images=args.images, copy_images=args.copy_images,
+        skip_invalid_objects=args.skip_invalid_objects)
     for split, converted in written.items():
+        for note in converted.notes:
+            print(note)
         print(f'{split}: {converted.summary}')
         print(f'  written to {converted.path}, images in {converted.images}')
     if args.target_format != 'coco':

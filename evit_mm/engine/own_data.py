@@ -109,7 +109,7 @@ def use_own_data(config: Config, own: OwnData, *, training: bool,
         splits = _read_files(own, training)
     needs_masks = preflight.needs_masks(config)
     splits = {name: _checked(split, needs_masks, skip_invalid) for name, split in splits.items()}
-    if training and 'val' not in splits:
+    if training and 'val' not in splits and config.get('val_dataloader'):
         splits['val'] = _hold_out(splits['train'])
     _leave_out_groups(list(splits.values()))
     if classes is None:

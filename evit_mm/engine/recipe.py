@@ -176,8 +176,6 @@ def keep_best_checkpoint(config: Config) -> None:
     hook.setdefault('save_best', _main_metric(config) or 'auto')
     if hook['save_best']:
         hook['type'] = f'{BestCheckpointHook.__module__}.{BestCheckpointHook.__name__}'
-        if hook['save_best'] != 'auto':
-            hook.setdefault('rule', 'greater')
 
 
 def add_switches(runner: Any, *, early_stopping: int | None, ema: bool) -> None:

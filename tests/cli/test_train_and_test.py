@@ -43,13 +43,29 @@ def test_train():
              '--ignore-unknown-categories', '--skip-invalid-objects', '--new-schedule',
              '--show-val', '--tracker', 'mlflow', '--tracker', 'wandb',
              '--cfg-options', 'a.b=[1,2]', 'c=x']
-    assert call(train_command, *flags) == dict(
+    assert call(train_command, *flags) == defaults(evit_mm.engine.train) | dict(
         config='c', work_dir='w', data_root='d', resume='r', from_scratch=True, amp=True, bf16=True,
         channels_last=True, compile=True, auto_scale_lr=True, seed=3, show_val=True,
         tracker=('mlflow', 'wandb'), new_schedule=True, ignore_unknown_categories=True,
         skip_invalid_objects=True, cfg_options={'a.b': [1, 2], 'c': 'x'}, launcher='none')
     assert call(train_command, 'c', '--resume')['resume'] == 'auto'
     assert call(train_command, 'c', '--no-channels-last')['channels_last'] is False
+
+
+def test_own_data_and_recipe():
+    flags = {'--train-ann': 't.json', '--val-ann': 'v.json', '--images': 'i', '--val-images': 'vi',
+             '--data': 'd.yaml', '--from': 'w.pth', '--epochs': 3, '--iters': 4, '--lr': 0.5,
+             '--batch-size': 6, '--early-stopping': 7}
+    names = {'--from': 'from_checkpoint'}
+    expected = {names.get(flag, flag[2:].replace('-', '_')): value for flag, value in flags.items()}
+    words = [word for pair in flags.items() for word in pair]
+    found = call(train_command, 'c', '--ema', *words)
+    assert {name: found[name] for name in expected} == expected and found['ema'] is True
+    assert call(train_command, 'c', '--early-stopping')['early_stopping'] == 5
+    flags = [word for pair in list(zip(words[::2], words[1::2], strict=True))[1:5] for word in pair]
+    found = call(test_command, 'c', 'w', *flags)
+    assert [found[name] for name in ('val_ann', 'images', 'val_images', 'data')] == [
+        'v.json', 'i', 'vi', 'd.yaml']
 
 
 def test_test():
@@ -59,7 +75,7 @@ def test_test():
              '--tta', '--fast', '--deploy', '--channels-last', '--compile', '--bf16', '--seed', 3,
              '--ignore-unknown-categories', '--skip-invalid-objects', '--score-thr', 0.5,
              '--cfg-options', 'a=1']
-    assert call(test_command, *flags) == dict(
+    assert call(test_command, *flags) == defaults(evit_mm.engine.test) | dict(
         config='c', checkpoint='w.pth', work_dir='w', data_root='d', out='o', show_dir='s',
         tta=True, fast=True, deploy=True, channels_last=True, compile=True, bf16=True, seed=3,
         score_thr=0.5, skip_invalid_objects=True, ignore_unknown_categories=True,

@@ -135,7 +135,8 @@ def test_the_ways_to_name_a_folder(yolo, yaml):
 
 def test_keypoints_and_boxes_across_the_border(yolo):
     pose = 'kpt_shape: [2, 2]\ntrain: images\nnames: [cat]'
-    content = read_yolo(yolo('0 0.5 0.5 0.5 0.5 .1 .1 .2 .2\n0 0.0 0.5 0.5 1', pose))['train'].content
+    path = yolo('0 0.5 0.5 0.5 0.5 .1 .1 .2 .2\n0 0.0 0.5 0.5 1', pose)
+    content = read_yolo(path)['train'].content
     assert [entry['bbox'] for entry in content['annotations']] == [
         [16, 12, 32, 24], [0, 0, 16, 48]]
     assert not any(entry['segmentation'] for entry in content['annotations'])
@@ -242,3 +243,18 @@ def test_copies_and_refusals(coco_file, photos, tmp_path):
     with pytest.raises(UserError, match='leads out of the folder'):
         convert_dataset(coco_file, tmp_path / 'z', source_format='coco', target_format='yolo')
     assert (photos / 'a.jpg').is_file() and not (photos / 'a.jpg').is_symlink()
+
+
+def test_faults_of_a_coco_file_are_not_silent(coco_file, tmp_path, capsys):
+    content = json.loads(coco_file.read_text())
+    content['annotations'][1]['category_id'] = 99
+    del content['annotations'][0]['area']
+    coco_file.write_text(json.dumps(content))
+    command = ['data', 'convert', '--from', 'coco', '--to', 'yolo', str(coco_file), '--out',
+               str(tmp_path / 'yolo')]
+    assert main(command) == 2
+    assert 'category_id that is not declared' in capsys.readouterr().err
+    assert main([*command, '--skip-invalid-objects']) == 0
+    printed = capsys.readouterr().out
+    assert '1 of 3 annotations have a category_id' in printed and 'area computed' in printed
+    assert 'train: 3 images, 2 objects' in printed

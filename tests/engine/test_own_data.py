@@ -88,8 +88,8 @@ def test_all_objects_arrive_under_their_names(fit, tmp_path):
         category['id'] += 40
     for entry in val_content['annotations']:
         entry['category_id'] += 40
-    own = OwnData(write(tmp_path / 'a', train_content), write(tmp_path / 'b', val_content, 'v.json'))
-    config = fit(own)
+    config = fit(OwnData(write(tmp_path / 'a', train_content),
+                         write(tmp_path / 'b', val_content, 'v.json')))
     assert fit.images == 4
     assert read(config, 'train') == listed(train_content, tmp_path / 'a')
     assert read(config, 'val') == read(config, 'test') == listed(val_content, tmp_path / 'b')

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EarlyStoppingHook, EMAHook
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 
 from evit_mm.engine import config as configure
 from evit_mm.engine import recipe
@@ -160,6 +160,11 @@ def test_the_best_checkpoint_is_kept():
         recipe.keep_best_checkpoint(config)
         assert config.default_hooks.checkpoint.save_best == metric
         assert config.default_hooks.checkpoint.type.endswith('BestCheckpointHook')
+    config = deepcopy(packaged('retinanet_evit_m0_coco'))
+    config.default_hooks.checkpoint.save_best = 'loss'  # whose rule is another
+    recipe.keep_best_checkpoint(config)
+    hook = HOOKS.build(dict(config.default_hooks.checkpoint))
+    assert isinstance(hook, BestCheckpointHook) and hook.rules == ['less']
     for change in (dict(save_best=None), dict(type='OwnHook')):
         config = deepcopy(packaged('retinanet_evit_m0_coco'))
         config.default_hooks.checkpoint.update(change)

@@ -25,7 +25,8 @@ def test_a_training_by_the_tool(trained, scalars):
     steps = scalars(trained.work_dir)
     assert [entry['step'] for entry in steps] == list(range(1, 9))
     assert all(0 < entry['loss'] < 10 for entry in steps)
-    assert {path.name for path in trained.work_dir.glob('*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
+    assert sorted(path.name for path in trained.work_dir.glob('*.pth')) == [
+        'best_coco_bbox_mAP_epoch_2.pth', 'epoch_1.pth', 'epoch_2.pth']
 
 
 def test_the_terminal_shows_a_summary_and_the_log_everything(trained):

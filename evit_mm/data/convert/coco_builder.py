@@ -23,12 +23,14 @@ class CocoBuilder:
         images: Folder that the file names start from.
         content: What has been added so far, as a COCO annotation file holds it.
         left_out: What was not taken over, by kind.
+        notes: Sentences on what was found or repaired.
     """
 
     classes: Sequence[str]
     images: Path
     content: dict[str, Any] = field(init=False)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.content = {

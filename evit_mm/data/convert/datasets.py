@@ -36,16 +36,18 @@ class Converted:
         path: What was written: an annotation file, or a folder of labels or label maps.
         images: Folder of its images.
         summary: What it has, and what was left out.
+        notes: Sentences on what was found or repaired in the annotations.
     """
 
     path: Path
     images: Path
     summary: str
+    notes: tuple[str, ...] = ()
 
 
 def convert_dataset(source: _Path, out: _Path, *, source_format: str, target_format: str = 'coco',
-                    images: _Path | None = None, copy_images: bool = False
-                    ) -> dict[str, Converted]:
+                    images: _Path | None = None, copy_images: bool = False,
+                    skip_invalid_objects: bool = False) -> dict[str, Converted]:
     """Convert the annotations of a dataset.
 
     Args:
@@ -56,6 +58,7 @@ def convert_dataset(source: _Path, out: _Path, *, source_format: str, target_for
         target_format: One of `TARGETS`.
         images: Folder of the images of a COCO file; by default, it is looked for.
         copy_images: Copy the images to ``images/SPLIT``. YOLO's layout gets links otherwise.
+        skip_invalid_objects: Go on without the objects of a COCO file that can't be used.
 
     Returns:
         dict: What was written, by split.
@@ -74,7 +77,8 @@ def convert_dataset(source: _Path, out: _Path, *, source_format: str, target_for
     if not source.exists():
         raise UserError(f'no such file or folder: {source}')
     if source_format == 'coco':
-        splits = _read_coco(source, None if images is None else Path(images).expanduser())
+        splits = _read_coco(source, None if images is None else Path(images).expanduser(),
+                            skip_invalid_objects)
     else:
         if images is not None:
             raise UserError('--images is for COCO files; the other formats tell where the images '
@@ -85,7 +89,7 @@ def convert_dataset(source: _Path, out: _Path, *, source_format: str, target_for
     return _write(splits, out, target_format, copy_images)
 
 
-def _read_coco(path: Path, images: Path | None) -> dict[str, CocoBuilder]:
+def _read_coco(path: Path, images: Path | None, skip_invalid: bool) -> dict[str, CocoBuilder]:
     """Read a COCO annotation file without its faults."""
     content = read_coco(path)
     split = 'val' if 'val' in path.stem.lower() else 'train'
@@ -98,9 +102,10 @@ def _read_coco(path: Path, images: Path | None) -> dict[str, CocoBuilder]:
     headers = read_headers(str(folder / name) for name in names)
     check = check_coco(path, content=content,
                        headers={name: headers[str(folder / name)] for name in names})
-    check.findings.raise_errors()
+    check.findings.raise_errors(skip_invalid=skip_invalid)
     builder = CocoBuilder([category['name'] for category in check.content['categories']], folder)
     builder.content = check.content
+    builder.notes += [finding.message for finding in check.findings]
     return {split: builder}
 
 
@@ -132,7 +137,7 @@ def _write(splits: Mapping[str, CocoBuilder], out: Path, target: str, copy_image
                                for entry in split.content['annotations'])
                 if outlines:
                     split.left_out['outlines, of which boxes are written'] += outlines
-            written[name] = Converted(path, images, split.describe())
+            written[name] = Converted(path, images, split.describe(), tuple(split.notes))
         _write_classes(next(iter(splits.values())).content, list(splits), out, target)
     except OSError as error:
         raise UserError(f'can\'t write {out}: {error.strerror or error}') from error
