@@ -212,7 +212,7 @@ def objects_of(content: dict[str, Any]) -> tuple[Counter, Counter]:
         x, y, w, h = box
         inside = w >= 1 and h >= 1 and x < 100 and y < 80 and x + w > 0 and y + h > 0
         area = entry.get('area', 1)
-        if inside and entry.get('iscrowd', 0) in (0, False) and not entry.get('ignore') \
+        if inside and entry.get('iscrowd', 0) in (0, False) and entry.get('ignore') in (None, 0) \
                 and type(area) in (int, float) and math.isfinite(area) and 0 < area <= 8000:
             certain[what] += 1
     return possible, certain
