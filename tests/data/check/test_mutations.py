@@ -181,8 +181,8 @@ def folder(tmp_path_factory) -> Folder:
 
 
 def whole(value: Any) -> str:
-    """Return an id as text, with 1.0 as 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Return an id as it is written, with 1.0 as 1."""
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def objects_of(content: dict[str, Any]) -> tuple[Counter, Counter]:
