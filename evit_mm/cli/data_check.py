@@ -33,6 +33,8 @@ def add_check(actions: Any) -> None:
                         help='decode every image, which finds all damages, but takes longer')
     parser.add_argument('--skip-invalid-objects', action='store_true',
                         help='judge, and repair, without the objects that can\'t be used')
+    parser.add_argument('--ignore-unknown-categories', action='store_true',
+                        help='accept categories that the config does not have')
     parser.add_argument('--json', metavar='FILE', help='write counts and findings to this file')
     parser.add_argument('--html', metavar='FILE',
                         help='write a page with counts, sizes and labelled pictures')
@@ -72,7 +74,7 @@ def _check(args: argparse.Namespace) -> None:
         from ..engine.data_check import check_data
 
         check = check_data(args.config, data_root=args.data_root, cfg_options=args.cfg_options,
-                           **shared)
+                           ignore_unknown_categories=args.ignore_unknown_categories, **shared)
     print(describe_check(check))
     if args.json:
         write_json(args.json, check.as_dict(), indent=2)

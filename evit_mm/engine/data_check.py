@@ -33,7 +33,8 @@ _SPLITS = ('train', 'val', 'test')
 def check_data(config: str | os.PathLike[str] | Config, *,
                data_root: str | os.PathLike[str] | None = None,
                cfg_options: Mapping[str, Any] | None = None, decode: bool = False,
-               skip_invalid: bool = False, progress: bool = False) -> DatasetCheck:
+               skip_invalid: bool = False, ignore_unknown_categories: bool = False,
+               progress: bool = False) -> DatasetCheck:
     """Check the train, val and test data of a config.
 
     Args:
@@ -42,6 +43,7 @@ def check_data(config: str | os.PathLike[str] | Config, *,
         cfg_options: As in `evit_mm.train`.
         decode: Decode every image, instead of reading headers only.
         skip_invalid: Whether invalid objects may be left out.
+        ignore_unknown_categories: As in `evit_mm.train`.
         progress: Whether to show progress bars.
 
     Raises:
@@ -57,12 +59,16 @@ def check_data(config: str | os.PathLike[str] | Config, *,
         read: dict[str, list[ConfiguredSource]] = {}
         maps: list[SplitCheck] = []
         seen: set[Path] = set()
+        faults: list[str] = []
         for split in _SPLITS:
             dataloader = loaded.get(f'{split}_dataloader')
             if not isinstance(dataloader, Mapping):
                 continue
-            preflight.check_files(dataloader, ignore_unknown_categories=True,
-                                  scope=loaded.get('default_scope'))
+            try:
+                preflight.check_files(dataloader, ignore_unknown_categories,
+                                      scope=loaded.get('default_scope'))
+            except ConfigError as error:  # other categories
+                faults.append(str(error))
             sources = read[split] = sources_of(loaded, split)
             for number, source in enumerate(sources):
                 if source.path not in seen:  # the test data are often those of the validation
@@ -74,7 +80,9 @@ def check_data(config: str | os.PathLike[str] | Config, *,
             raise ConfigError('the config names no local data in a format that can be checked: '
                               'COCO\'s annotation files, or label maps')
         check = check_dataset(coco, decode=decode, skip_invalid=skip_invalid, progress=progress)
-        _compare_with_config(loaded, read, check)
+        faults += _compare_with_config(loaded, read, check)
+        for fault in dict.fromkeys(faults):
+            check.findings.add('config', Severity.ERROR, fault)
         check.splits += maps
         if len(maps) > 1:
             check.findings += check_leakage({split.name: list(split.files.values())
@@ -83,8 +91,9 @@ def check_data(config: str | os.PathLike[str] | Config, *,
 
 
 def _compare_with_config(config: Config, read: Mapping[str, list[ConfiguredSource]],
-                         check: DatasetCheck) -> None:
-    """Add what does not fit the config to the findings of a check."""
+                         check: DatasetCheck) -> list[str]:
+    """Return what does not fit the config, and add the findings about further files."""
+    faults = []
     checks = {os.path.realpath(split.coco.path): split.coco for split in check.splits if split.coco}
     for split, sources in read.items():
         if any(checks[os.path.realpath(source.path)].findings.of(Severity.ERROR)
@@ -93,11 +102,11 @@ def _compare_with_config(config: Config, read: Mapping[str, list[ConfiguredSourc
         try:
             others = compare_with_config(config, split, sources, checks)
         except UserError as error:
-            if str(error) not in [finding.message for finding in check.findings]:
-                check.findings.add('config', Severity.ERROR, str(error))
+            faults.append(str(error))
             continue
         for other in others.values():
             check.findings += other.findings
+    return faults
 
 
 def _check_label_maps(dataloader: Mapping[str, Any], name: str, seen: set[Path], progress: bool

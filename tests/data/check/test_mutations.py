@@ -181,8 +181,8 @@ def folder(tmp_path_factory) -> Folder:
 
 
 def whole(value: Any) -> str:
-    """Return an id as text, with 1.0 as 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Return an id as it is written, with 1.0 as 1."""
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def objects_of(content: dict[str, Any]) -> tuple[Counter, Counter]:
@@ -212,7 +212,7 @@ def objects_of(content: dict[str, Any]) -> tuple[Counter, Counter]:
         x, y, w, h = box
         inside = w >= 1 and h >= 1 and x < 100 and y < 80 and x + w > 0 and y + h > 0
         area = entry.get('area', 1)
-        if inside and entry.get('iscrowd', 0) in (0, False) and not entry.get('ignore') \
+        if inside and entry.get('iscrowd', 0) in (0, False) and entry.get('ignore') in (None, 0) \
                 and type(area) in (int, float) and math.isfinite(area) and 0 < area <= 8000:
             certain[what] += 1
     return possible, certain
