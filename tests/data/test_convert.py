@@ -152,6 +152,8 @@ def test_labels_that_are_not_there(yolo, photos):
 
 
 def test_voc_to_coco(photos, tmp_path):
+    pytest.importorskip('supervision', reason='supervision, which reads VOC, is an extra')
+
     def annotate(path, *boxes):
         root = ElementTree.Element('annotation')
         for name, *corners in boxes:
