@@ -1,5 +1,6 @@
 """How far a run is, on a terminal and in a log."""
 
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -118,8 +119,9 @@ class ProgressHook(Hook):
 
 
 def _bar(title: str, total: int, *, initial: int = 0, leave: bool = True) -> Any:
+    # tqdm shows nothing on a terminal that does not tell its width; this takes 80 columns then.
     return tqdm(desc=title, total=total, initial=initial, leave=leave, file=sys.stdout, unit='it',
-                dynamic_ncols=True, mininterval=0.5)
+                ncols=shutil.get_terminal_size().columns - 1, mininterval=0.5)
 
 
 def _describe(runner: Any) -> str:
