@@ -119,9 +119,10 @@ class ProgressHook(Hook):
 
 
 def _bar(title: str, total: int, *, initial: int = 0, leave: bool = True) -> Any:
-    # tqdm shows nothing on a terminal that does not tell its width; this takes 80 columns then.
+    # tqdm shows nothing on a terminal that does not tell its size; this takes 80 x 24 then.
+    size = shutil.get_terminal_size()
     return tqdm(desc=title, total=total, initial=initial, leave=leave, file=sys.stdout, unit='it',
-                ncols=shutil.get_terminal_size().columns - 1, mininterval=0.5)
+                ncols=size.columns - 1, nrows=size.lines, mininterval=0.5)
 
 
 def _describe(runner: Any) -> str:
