@@ -126,16 +126,13 @@ def _bar(title: str, total: int, *, initial: int = 0, leave: bool = True) -> Any
 
 
 def _describe(runner: Any) -> str:
-    """Return the latest losses and learning rate; the sum of the losses comes first."""
-    scalars = {name.removeprefix('train/'): buffer
+    """Return the latest loss, learning rate and parts of the loss; a narrow terminal cuts parts."""
+    scalars = {name.removeprefix('train/'): buffer.current()
                for name, buffer in runner.message_hub.log_scalars.items()
                if name.startswith('train/')}
-    names = sorted((name for name in scalars if 'loss' in name), key=lambda name: name != 'loss')
-    parts = [f'{name.replace("loss_", "")} {scalars[name].current():.3g}'
-             for name in names[:1 + _MOST_LOSSES]]
-    if 'lr' in scalars:
-        parts.append(f'lr {scalars["lr"].current():.2g}')
-    return ', '.join(parts)
+    parts = [name for name in scalars if 'loss' in name and name != 'loss'][:_MOST_LOSSES]
+    return ', '.join(f'{name.replace("loss_", "")} {scalars[name]:.3g}'
+                     for name in ('loss', 'lr', *parts) if name in scalars)
 
 
 def _is_logged(runner: Any, batch_idx: int) -> bool:

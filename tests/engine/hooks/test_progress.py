@@ -74,7 +74,7 @@ def test_a_bar_on_a_terminal(run, monkeypatch):
     hook.after_train(run.runner)
     logger.info('afterwards, Epoch(train)')
     shown = terminal.getvalue()
-    for text in ('training:', '10/10', 'loss 0.75, cls 0.25, lr 0.001', 'validating', 'mAP: 0.5000',
+    for text in ('training:', '10/10', 'loss 0.75, lr 0.001', 'validating', 'mAP: 0.5000',
                  'afterwards'):
         assert text in shown, text
     assert 'eta: 0:00:10' not in shown
