@@ -49,6 +49,11 @@ class PerClassCocoMetric(CocoMetric):
         ConfigError: If there is no such backend.
     """
 
+    metrics: list[str]
+    _coco_api: Any
+    cat_ids: Any
+    img_ids: Any
+
     def __init__(self, *args: Any, backend: str | None = None, score_thr: float = 0.3,
                  **kwargs: Any) -> None:
         if backend is None:

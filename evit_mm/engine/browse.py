@@ -69,7 +69,7 @@ def browse(config: str | os.PathLike[str] | Config, *, out: str | os.PathLike[st
             set_random_seed(seed)
             chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
             drawn = list(_draw(dataset, chosen.tolist(), root))
-    pages = []
+    pages: list[Path] = []
     for first in range(0, len(drawn), _PER_PAGE):
         pictures, captions, legends = zip(*drawn[first:first + _PER_PAGE], strict=True)
         legend = {name: colour for one in legends for name, colour in one.items()}

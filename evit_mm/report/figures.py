@@ -135,7 +135,7 @@ def draw_precision(evaluation: Evaluation, name: str, path: Path) -> None:
 
     precision = np.where(evaluation.precision[name] < 0, np.nan, evaluation.precision[name])
     recalls = np.linspace(0, 1, len(precision))
-    known = ~np.isnan(precision).all(0)
+    known: npt.NDArray[np.bool_] = np.logical_not(np.isnan(precision).all(axis=0))
     areas = np.where(known, np.nan_to_num(precision).mean(0), np.nan)
     with drawing(path, width=7, height=4.5) as figure:
         axes = figure.add_subplot()
@@ -177,12 +177,12 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         rows.append('(background)')
         columns.append('(missed)')
     side = min(max(4.0, 1.2 + 0.33 * len(rows)), 24.0)
-    small = {} if len(rows) <= 60 else {'fontsize': 4}
+    size = 7 if len(rows) <= 60 else 4
     with drawing(path, width=side + 1.2, height=side + 0.6) as figure:
         axes = figure.add_subplot()
         picture = axes.imshow(parts, cmap='Blues', vmin=0, vmax=1)
-        axes.set_xticks(range(len(columns)), columns, rotation=90, **small)
-        axes.set_yticks(range(len(rows)), rows, **small)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(rows)), rows, fontsize=size)
         if len(names) <= _MOST_NUMBERS:
             for (row, column), part in np.ndenumerate(parts):
                 if counts[row, column]:

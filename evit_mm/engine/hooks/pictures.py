@@ -61,8 +61,10 @@ class PictureHook(Hook):
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                         outputs: Sequence[Any] | None = None) -> None:
         """Draw the images of a batch."""
-        for sample in outputs or () if self._folder else ():
-            self._draw(runner, sample, runner.test_loop.dataloader.dataset, Path(self._folder))
+        if self._folder is not None:
+            for sample in outputs or ():
+                self._draw(runner, sample, runner.test_loop.dataloader.dataset,
+                           Path(self._folder))
 
     def _draw(self, runner: Any, sample: Any, dataset: Any, folder: Path) -> None:
         """Draw one image.

@@ -1,5 +1,6 @@
 """How far a run is, on a terminal and in a log."""
 
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -118,21 +119,20 @@ class ProgressHook(Hook):
 
 
 def _bar(title: str, total: int, *, initial: int = 0, leave: bool = True) -> Any:
+    # tqdm shows nothing on a terminal that does not tell its size; this takes 80 x 24 then.
+    size = shutil.get_terminal_size()
     return tqdm(desc=title, total=total, initial=initial, leave=leave, file=sys.stdout, unit='it',
-                dynamic_ncols=True, mininterval=0.5)
+                ncols=size.columns - 1, nrows=size.lines, mininterval=0.5)
 
 
 def _describe(runner: Any) -> str:
-    """Return the latest losses and learning rate; the sum of the losses comes first."""
-    scalars = {name.removeprefix('train/'): buffer
+    """Return the latest loss, learning rate and parts of the loss; a narrow terminal cuts parts."""
+    scalars = {name.removeprefix('train/'): buffer.current()
                for name, buffer in runner.message_hub.log_scalars.items()
                if name.startswith('train/')}
-    names = sorted((name for name in scalars if 'loss' in name), key=lambda name: name != 'loss')
-    parts = [f'{name.replace("loss_", "")} {scalars[name].current():.3g}'
-             for name in names[:1 + _MOST_LOSSES]]
-    if 'lr' in scalars:
-        parts.append(f'lr {scalars["lr"].current():.2g}')
-    return ', '.join(parts)
+    parts = [name for name in scalars if 'loss' in name and name != 'loss'][:_MOST_LOSSES]
+    return ', '.join(f'{name.replace("loss_", "")} {scalars[name]:.3g}'
+                     for name in ('loss', 'lr', *parts) if name in scalars)
 
 
 def _is_logged(runner: Any, batch_idx: int) -> bool:
