@@ -39,10 +39,11 @@ def add_own_data_arguments(parser: argparse.ArgumentParser, *, training: bool) -
                        help='COCO annotation file to validate on (default: a fifth of the images '
                        'is held out)' if training else 'COCO annotation file to test on')
     group.add_argument('--images', metavar='DIR',
-                       help='folder of the images (default: looked for around the annotation file or '
+                       help='folder of the images (default: looked for around the annotations or '
                        'the label maps)')
     group.add_argument('--val-images', metavar='DIR',
-                       help='folder of the images of --val-ann or --val-masks, if it is another one')
+                       help='folder of the images of --val-ann or --val-masks, if it is another '
+                       'one')
     group.add_argument('--data', metavar='FILE',
                        help='data.yaml of YOLO\'s layout, instead of the flags above')
 
