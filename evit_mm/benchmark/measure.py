@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,9 +140,7 @@ def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iter
     # The networks share the code of their classes, of which torch.compile keeps eight versions by
     # default and then goes on uncompiled. torch.compiler.config has these two settings too, but not
     # in all releases that we support.
-    limit = torch._dynamo.config.recompile_limit
-    with torch._dynamo.config.patch(recompile_limit=max(limit, 256),
-                                    fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch(_recompile_limit(256)):
         planned = plan(networks, forms, peer_forms, (images.shape[2], images.shape[3]))
         models, facts = _prepare_rows(planned, images, mode, floors, budget or Budget(), progress)
         rows = [row for row, _ in planned]
@@ -149,6 +148,14 @@ def measure(networks: Iterable[Network], forms: Iterable[Form], peer_forms: Iter
     del models
     _free_memory(images.device)  # a compiled module refers to itself, and a CUDA graph has a pool
     return rows, rates
+
+
+def _recompile_limit(versions: int) -> dict[str, Any]:
+    """Return the settings with which torch.compile keeps so many versions, or raises an error."""
+    config = torch._dynamo.config
+    name = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    limit = 'recompile' if name == 'recompile_limit' else 'cache'  # as torch 2.6 calls it
+    return {name: max(getattr(config, name), versions), f'fail_on_{limit}_limit_hit': True}
 
 
 def _prepare_rows(planned: list[tuple[Row, Network]], images: Tensor, mode: str, floors: bool,

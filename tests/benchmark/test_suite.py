@@ -29,8 +29,8 @@ def row(model, form, milliseconds=None, arch=None):
 
 def test_a_detector_and_a_case_without_time(tmp_path, small_statistics):
     detector, later = Case(('m4',), (64, 64), detector=True), Case(('m0',), (64, 96))
-    rows = benchmark_gpu(out=tmp_path / 'new', device='cpu', repeats=1, cases=[detector],
-                         report=(printed := []).append)
+    rows = benchmark_gpu(out=tmp_path / 'new', device='cpu', repeats=1, budget=3600,
+                         cases=[detector], report=(printed := []).append)
     assert [str(one) for one in rows] == [
         'm4 eager fp32', 'm4 eager bf16 channels-last', 'm4 deploy fp32',
         'm4 deploy bf16 channels-last', 'torchvision://resnet50 eager fp32',

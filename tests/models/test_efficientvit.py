@@ -11,6 +11,7 @@ from random_models import randomize, relative_error
 from evit_mm.errors import ConfigError
 from evit_mm.models import ARCHS, EfficientViT
 
+TORCH = tuple(map(int, torch.__version__.split('.')[:2]))
 TINY = dict(embed_dims=(16, 24, 32), depths=(1, 1, 1), num_heads=(2, 2, 2), key_dims=(8, 8, 8))
 DEVICES = ['cpu', pytest.param('cuda', marks=[pytest.mark.cuda, pytest.mark.skipif(
     not torch.cuda.is_available(), reason='no CUDA GPU')])]
@@ -39,14 +40,15 @@ def test_recorded_outputs(arch, golden):
             step = feature.shape[1] // some.shape[1]
             assert feature.shape == tuple(recorded[f'{size}_level{level}_shape']) or \
                 feature.shape[:3] == tuple(recorded[f'{size}_level{level}_shape'])[:3]
-            # M5's filled weights amplify rounding: its recording is 4e-4 away from the float64
-            # result. With the recording's CPU and threads we have its very bits; two results that
-            # are each so far from the exact one are up to twice as far from each other.
-            distance = map_error(exact[level][:, ::step][:, :some.shape[1]], some)
-            assert distance < (1e-3 if arch == 'm5' else 1e-5)
-            assert map_error(feature[:, ::step][:, :some.shape[1]], some) < \
-                (max(1e-5, 2 * distance) if arch == 'm5' else 1e-5)
-            assert map_error(feature.mean((2, 3)), mean) < 1e-5
+            # What is computed, apart from rounding: the same on every machine. The recording is
+            # in float32, which M5's filled weights amplify.
+            some_exact = exact[level][:, ::step][:, :some.shape[1]]
+            assert map_error(some_exact, some) < (4.5e-4 if arch == 'm5' else 1e-5)
+            assert map_error(exact[level].mean((2, 3)), mean) < 1e-5
+            # Rounding, in another order with each version of torch and number of threads.
+            rounding = 2e-3 if arch == 'm5' else 1e-5
+            assert map_error(feature[:, ::step][:, :some.shape[1]], some) < rounding
+            assert map_error(feature.mean((2, 3)), mean) < (5e-5 if arch == 'm5' else 1e-5)
 
 
 @pytest.mark.parametrize('arch,millions', [('m0', 2.3), ('m1', 3.0), ('m2', 4.2), ('m3', 6.9),
@@ -186,6 +188,7 @@ def test_compiles_in_one_graph(dynamic):
                 assert map_error(a, b) < 1e-5
 
 
+@pytest.mark.skipif(TORCH < (2, 11), reason='torch 2.6 can\'t compile hooks on gradients')
 @SIZES
 @pytest.mark.parametrize('norm_eval', [True, False])
 def test_compiles_with_recomputed_activations(norm_eval, dynamic):
