@@ -24,6 +24,8 @@ NOT_RUN = {
     r'(GPUS=\S+ GPUS_PER_NODE=\S+ )?tools/slurm_train\.sh |srun ': 'needs Slurm',
     r'NNODES=2 |torchrun --nnodes 2 ': 'needs two machines',
     r'evit-mm run mmdetection/demo/': 'needs a checkout of MMDetection',
+    r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
+        'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
 }
 
 # Run by `make test`, in the process of the tests.
@@ -47,6 +49,7 @@ SMALL = [
     (r'--shape 800 1344', '--shape 64 96'),
     (r'--shapes 512x512 800x1344', '--shapes 224x224 256x224'),
     (r'--repeats (15|20)', '--repeats 1'),
+    (r'(data browse .*) -n 24', r'\1'),
 ]
 
 # Python code. The detector that was trained on eight images is sure of nothing.
@@ -109,7 +112,8 @@ FLAGS = [
     (r'.*\banalyze(\.py)? proportion .*--family deit',
      _QUICK_SEARCH.replace('64 64', '32 32')),
     (r'.*\banalyze(\.py)? proportion ', _QUICK_SEARCH),
-    (r'(evit-mm (--help|convert|run --list)|ls) ?', ''),
+    (r'evit-mm data browse ', '-n 2'),
+    (r'(evit-mm (--help|convert|data (convert|check)|run --list)|ls) ?', ''),
 ]
 
 # Commands that show an error, and what they print.
@@ -129,6 +133,9 @@ WRITES = [
     (r'evit-mm test .*--show-dir work_dirs/demo/pictures', 'work_dirs/demo/pictures/*.jpg'),
     (r'evit-mm run browse_dataset', 'browse/**/*.jpg'),
     (r'evit-mm convert \S+ (\w+\.\w+)', r'\1'),
+    (r'evit-mm data browse .*--out (\w+)', r'\1/*.png'),
+    (r'evit-mm data convert .*--to masks --out (\w+)', r'\1/masks/*/*.png'),
+    (r'evit-mm data convert .*--out (\w+)', r'\1/**/*.json'),
     (r'.*\bdata shapes --out data/shapes', 'data/shapes/coco/val2017/000000000001.jpg'),
     (r'.*--export-arch m4_narrow\.py', 'm4_narrow.py'),
     (r'.*--export-arch configs/m0_narrow\.py', 'configs/m0_narrow.py'),

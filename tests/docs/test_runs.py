@@ -71,6 +71,59 @@ class Inputs:
         return root
 
     @cached_property
+    def shapes(self) -> Path:
+        """What `evit-mm data shapes` draws."""
+        root = self.folder / 'shapes'
+        for generate, layout in ((generate_coco, 'coco'), (generate_ade, 'ade')):
+            generate(root / layout, num_train=4, num_val=2, image_size=(96, 96), progress=False)
+        return root
+
+    @cached_property
+    def photos(self) -> Path:
+        """Images with LabelMe's files next to them."""
+        root = self.folder / 'photos'
+        shutil.copytree(self.shapes / 'coco' / 'train2017', root)
+        for image in root.glob('*.jpg'):
+            width, height = Image.open(image).size
+            image.with_suffix('.json').write_text(json.dumps(dict(
+                imagePath=image.name, imageWidth=width, imageHeight=height, imageData=None,
+                shapes=[dict(label='cat', shape_type='rectangle', points=[[5, 5], [40, 50]])])))
+        return root
+
+    @cached_property
+    def coco_photos(self) -> Path:
+        """Images with a COCO file next to them."""
+        root = self.folder / 'coco_photos'
+        shutil.copytree(self.shapes / 'coco' / 'train2017', root)
+        shutil.copy(self.shapes / 'coco' / 'annotations' / 'instances_train2017.json',
+                    root / 'train.json')
+        return root
+
+    @cached_property
+    def voc(self) -> Path:
+        root = self.folder / 'VOC2007'
+        shutil.copytree(self.shapes / 'coco' / 'train2017', root / 'JPEGImages')
+        (root / 'Annotations').mkdir()
+        for image in (root / 'JPEGImages').iterdir():
+            width, height = Image.open(image).size
+            (root / 'Annotations' / f'{image.stem}.xml').write_text(
+                f'<annotation><filename>{image.name}</filename><size><width>{width}</width>'
+                f'<height>{height}</height><depth>3</depth></size><object><name>cat</name>'
+                '<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>40</xmax><ymax>50</ymax></bndbox>'
+                '</object></annotation>')
+        return root
+
+    @cached_property
+    def yolo(self) -> Path:
+        root = self.folder / 'yolo'
+        shutil.copytree(self.shapes / 'coco' / 'train2017', root / 'images')
+        (root / 'labels').mkdir()
+        for image in (root / 'images').iterdir():
+            (root / 'labels' / f'{image.stem}.txt').write_text('0 0.5 0.5 0.4 0.4\n')
+        (root / 'my_data.yaml').write_text(f'path: {root}\ntrain: images\nnames: [cat]\n')
+        return root / 'my_data.yaml'
+
+    @cached_property
     def images(self) -> Path:
         """An image in the folder of each of a thousand classes."""
         root = self.folder / 'val'
@@ -109,10 +162,16 @@ class Inputs:
             r'upernet\.pth': lambda: self.trained('upernet_evit_m4_ade20k'),
             r'efficientvit_m4\.pth': lambda: self.backbone,
             r'model\.safetensors': lambda: self.timm,
-            r'image\.jpg': lambda: self.images / 'n00000000' / 'image.jpg'}
+            r'image\.jpg': lambda: self.images / 'n00000000' / 'image.jpg',
+            r'data/shapes(?=/)': lambda: self.shapes,
+            r'photos(?= )': lambda: self.photos,
+            r'photos(?=/train\.json)': lambda: self.coco_photos,
+            r'VOC2007': lambda: self.voc,
+            r'my_data\.yaml': lambda: self.yolo}
         for name, make in files.items():
-            path = folder / name.replace('\\', '')
+            path = folder / re.sub(r'\\|\(.*', '', name)
             if re.search(rf'(?<![\w/]){name}', text) and not path.exists():
+                path.parent.mkdir(exist_ok=True)
                 path.symlink_to(make())
 
     def as_run(self, command: str) -> str:
