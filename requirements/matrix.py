@@ -43,6 +43,7 @@ _VERSIONS = """
 import json, platform
 from importlib.metadata import packages_distributions, version
 providers = packages_distributions()
+providers.setdefault('numpy', ['numpy'])  # 1.26 does not list its modules
 print(json.dumps({'python': platform.python_version(), 'packages': {
     name: {provider: version(provider) for provider in sorted(set(providers.get(name, ())))}
     for name in NAMES}}))
