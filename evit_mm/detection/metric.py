@@ -122,6 +122,12 @@ class PerClassCocoMetric(CocoMetric):
             self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
         if self.img_ids is None:
             self.img_ids = self._coco_api.get_img_ids()
+        # CocoMetric counts the objects of images that the dataset left out as missed.
+        seen = {truth['img_id'] for truth in truths}
+        self._evaluated = [number for number in self.img_ids if number in seen]
+        if len(self._evaluated) < len(self.img_ids):
+            _log(f'evaluated on the {len(self._evaluated)} images that were predicted, of '
+                 f'{len(self.img_ids)} in the annotation file')
 
     def _evaluate(self, name: str, predictions: Sequence[dict]) -> Any:
         """Return an evaluator that has matched and accumulated; see pycocotools' COCOeval."""
@@ -138,7 +144,7 @@ class PerClassCocoMetric(CocoMetric):
                 kind = COCOevalMP if self.use_mp_eval else COCOeval
                 evaluator = kind(truth, _load(truth, detections), name)
             evaluator.params.catIds = self.cat_ids
-            evaluator.params.imgIds = self.img_ids
+            evaluator.params.imgIds = self._evaluated
             evaluator.params.maxDets = list(self.proposal_nums)
             evaluator.params.iouThrs = np.atleast_1d(self.iou_thrs)
             evaluator.evaluate()

@@ -96,7 +96,8 @@ def fit_recipe(config: Config, images: int, flags: RecipeFlags, options: Iterabl
     own_batch, processes = loader['batch_size'], _processes(config)
     batch = flags.batch_size or own_batch
     if not flags.batch_size and 'train_dataloader.batch_size' not in options:
-        batch = min(batch, max(1, images // (_LEAST_STEPS_PER_EPOCH * processes)))
+        # A BN behind a global pooling can't learn from a single image.
+        batch = min(batch, max(2, images // (_LEAST_STEPS_PER_EPOCH * processes)))
     loader['batch_size'] = batch
     rate = _fit_rate(config, own_batch, batch, processes, flags.lr, options)
     steps = math.ceil(images * _repeats(loader['dataset']) / (batch * processes))

@@ -106,8 +106,6 @@ def compare_with_config(config: Any, split: str, sources: Sequence[ConfiguredSou
     for evaluator in evaluators if sources else ():
         if not _is_coco_metric(evaluator, config.get('default_scope')):
             continue
-        if len(sources) == 1:
-            _check_images_used(sources[0], split)
         path = os.path.realpath(evaluator['ann_file'])
         if path not in checks and path not in others:
             others[path] = _check_evaluator(evaluator, sources, checks, split)
@@ -216,22 +214,6 @@ def _evaluators(evaluator: Any) -> Iterator[MutableMapping[str, Any]]:
 
 def _is_coco_metric(evaluator: Mapping[str, Any], scope: str | None) -> bool:
     return base_class(class_of(evaluator, scope, METRICS), 'mmdet', 'CocoMetric') is not None
-
-
-def _check_images_used(source: ConfiguredSource, split: str) -> None:
-    """Check that a dataset leaves out no image of its annotation file.
-
-    Raises:
-        ConfigError: If it leaves some out, which its evaluator would count as missed.
-    """
-    dataset, name = source.dataset, f'{split}_dataloader.dataset'
-    if dataset.get('indices') is not None:
-        raise ConfigError(f'{name}.indices={dataset["indices"]!r} leaves out images that '
-                          f'{split}_evaluator counts as missed: remove it, or write an annotation '
-                          'file of these images for both')
-    if dataset.get('filter_cfg') and not dataset.get('test_mode'):
-        raise ConfigError(f'{name}.filter_cfg leaves out images that {split}_evaluator counts as '
-                          f'missed: set {name}.test_mode=True')
 
 
 def _check_evaluator(evaluator: Mapping[str, Any], sources: Sequence[ConfiguredSource],

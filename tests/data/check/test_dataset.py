@@ -246,12 +246,12 @@ def test_faults_between_config_and_data(config, tmp_path):
     assert not check_data(config, ignore_unknown_categories=True).stopping
 
 
-def test_label_maps_of_a_folder(ade_root, capsys):
+def test_label_maps_of_a_folder(ade_root, tmp_path, capsys):
     flags = ['--masks', ade_root / 'annotations' / 'training',
              '--images', ade_root / 'images' / 'training']
     assert run(*flags, '--zero-is-unlabelled') == 0
     assert 'label maps' in capsys.readouterr().out
     path = sorted((ade_root / 'annotations' / 'training').iterdir())[0]
-    (path.parent.parent / 'classes.txt').write_text('only\n')
-    assert run(*flags, '--classes', path.parent.parent / 'classes.txt') == 2
+    (tmp_path / 'classes.txt').write_text('only\n')
+    assert run(*flags, '--classes', tmp_path / 'classes.txt') == 2
     assert path.parent.name in capsys.readouterr().err

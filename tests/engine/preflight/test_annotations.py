@@ -183,14 +183,6 @@ def test_evaluator_with_a_file_of_its_own_is_repaired_too(config, val, copy, tmp
     assert ids[0] == ids[1] == set(range(1, 5))
 
 
-@pytest.mark.parametrize('change,fragment', [
-    (dict(indices=2), 'indices=2 leaves out images'),
-    (dict(filter_cfg=dict(filter_empty_gt=True), test_mode=False), 'test_mode=True')])
-def test_images_that_only_the_evaluator_counts(config, copy, change, fragment):
-    config.val_dataloader.dataset.update(change)
-    refused(config, fragment, error=ConfigError)
-
-
 def test_several_files_for_one_evaluator(config, val, copy, tmp_path):
     inner = config.val_dataloader.dataset
     config.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, inner])
