@@ -58,7 +58,7 @@ def test_any_number_of_images(name, images):
     assert iterations >= 1500
     assert iterations <= 1500 + max(images, 300 * images)  # RTMDet has 300 epochs
     assert iterations / between <= 20
-    assert config.train_dataloader.batch_size <= max(1, images // 4)
+    assert config.train_dataloader.batch_size <= max(2, images // 4)
     assert config.default_hooks.checkpoint.interval == config.train_cfg.val_interval
     found = rates(config, images)
     full = config.optim_wrapper.optimizer.lr
