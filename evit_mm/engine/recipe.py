@@ -74,8 +74,8 @@ def fit_recipe(config: Config, images: int, flags: RecipeFlags, options: Iterabl
                ) -> None:
     """Fit a config to a number of training images, and log what was chosen.
 
-    - The batch has the config's size, and less, down to two, where an epoch would be shorter than four
-      steps.
+    - The batch has the config's size, and less, down to two, where an epoch would be shorter than
+      four steps.
     - The learning rate is the config's at its own batch size (``auto_scale_lr.base_batch_size``).
       At another one Adam's is scaled with the square root of their ratio, as its steps are
       normalized, and SGD's in proportion.
