@@ -29,7 +29,7 @@ _CONFUSION_IOU = 0.5
 
 @METRICS.register_module()
 class PerClassCocoMetric(CocoMetric):
-    """CocoMetric of MMDetection that evaluates faster and reports every class.
+    """CocoMetric of MMDetection that reports every class.
 
     Its metrics have the names and the digits of CocoMetric's. Where nothing was detected, they are
     0 (CocoMetric has none then), so that a checkpoint hook which looks for the best one goes on.
@@ -37,7 +37,7 @@ class PerClassCocoMetric(CocoMetric):
     Args:
         *args: Arguments of CocoMetric.
         backend: ``'faster-coco-eval'`` or ``'pycocotools'``, which compute the same; None takes the
-            first, which is faster, where it is installed.
+            first, where it is installed.
         score_thr: Lowest score of the detections in the confusion matrix.
         **kwargs: Arguments of CocoMetric.
 
