@@ -86,6 +86,9 @@ _QUICK_SEARCH = '--tolerance 0.9 --repeats 1 --batch 1 --shape 64 64'
 FLAGS = [
     (r'.*\b(prepare_data\.py|data) shapes', '--num-train 8 --num-val 2 --size 96'),
     (r'.*\btrain\b.*_memorize', _MEMORIZE),
+    (r'.*\btrain\b.*upernet_evit_m0_shapes',
+     _SHAPES + ' train_cfg.max_iters=2 train_cfg.val_interval=2 '
+     'default_hooks.checkpoint.interval=2'),
     (r'.*\btrain\b.*(_shapes|arch_share_0\.27\.py)', _SHAPES),
     (r'.*\btest\b.*retinanet_evit_m0_shapes', _SHAPES),
     (r'.*(train|test)\b.*mask_rcnn_', _MASK_RCNN),
