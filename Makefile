@@ -57,7 +57,8 @@ families: install
 test-matrix: install
 	$(BIN)/python requirements/matrix.py $(ROW) $(if $(TESTS),--tests $(TESTS))
 
-# With PYTHON_GPU, another environment is checked as it is: nothing is installed.
+# With PYTHON_GPU, another environment is checked as it is: nothing is installed. Four processes share
+# the card in the tests, which wait for Python most of the time.
 PYTHON_GPU ?= $(BIN)/python
 CHECK_DEVICE ?= cuda
 CHECK_SECONDS ?= 480
@@ -68,7 +69,7 @@ TIMEOUT := timeout --foreground --signal INT --kill-after 20
 check-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),install)
 	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; start=$$(date +%s); failed=0; \
 	$(TIMEOUT) $$(($(CHECK_SECONDS) * 5 / 8)) $(PYTHON_GPU) -m pytest -q -m 'cuda and not slow' \
-		--device $(CHECK_DEVICE) --durations 5 tests/gpu tests/compat tests/models; status=$$?; \
+		-n 4 --dist worksteal --device $(CHECK_DEVICE) --durations 5 tests/gpu tests/compat tests/models; status=$$?; \
 	test $$status -ne 4 || exit 2; \
 	test $$status -eq 0 || { failed=1; echo "error: the tests ended with status $$status" >&2; }; \
 	left=$$(($(CHECK_SECONDS) - $$(date +%s) + start - 10)); \
