@@ -89,6 +89,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off, whose ten bits would hide mistakes on a CUDA card."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
 class HostilePickle:
     """An object whose pickle creates the file ``marker`` if loading it runs code."""
 
