@@ -1,14 +1,10 @@
 """Fixtures that tests in several folders share."""
 
-import functools
 import importlib.util
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import mmengine.config.utils
 import pytest
 import torch
 
@@ -62,26 +58,6 @@ def ade_mini() -> Path:
 def repository() -> Path:
     """The root of this project."""
     return REPOSITORY
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _metafiles_are_read_once() -> Iterator[None]:
-    """Cache the YAML files of installed packages.
-
-    mmengine parses about a hundred of them for every base config of mmdet or mmseg. Other files
-    are read each time, because tests change them.
-    """
-    load = mmengine.config.utils.load
-    load_once = functools.cache(load)
-    packages = sysconfig.get_path('purelib')
-
-    def load_file(file: str, *arguments: Any, **options: Any) -> Any:
-        is_metafile = not arguments and not options and Path(file).is_relative_to(packages)
-        return (load_once if is_metafile else load)(file, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine.config.utils, 'load', load_file)
-        yield
 
 
 @pytest.fixture(autouse=True)
