@@ -98,6 +98,7 @@ FLAGS = [
     (r'.*(train|test)\b.*(retinanet_|my_config)', _RETINANET),
     (r'.*browse_dataset\.py my_config\.py',
      '--cfg-options train_dataloader.dataset.data_root={coco}/'),
+    (r'.*\bbenchmark\b.*--suite gpu', '--device cpu --budget 5'),
     (r'.*\bbenchmark\b.*--shapes', ''),
     (r'.*\bbenchmark\b.*timm://', '--shape 224 224'),
     (r'.*\bbenchmark\b.*--peers', '--shape 224 224 --repeats 1'),
