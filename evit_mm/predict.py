@@ -52,7 +52,7 @@ class TorchModel(Model):
         """Wrap a model that has a config; see `load_model`."""
         self.module: Any = module
         self.task = _task(module)
-        meta = self.module.dataset_meta
+        meta: Any = self.module.dataset_meta
         names = [str(name) for name in meta.get('classes') or ()]
         self.class_names = complete_names(names, _class_count(module) or len(names))
         palette = meta.get('palette')
