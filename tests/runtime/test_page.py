@@ -139,7 +139,7 @@ def test_label_maps_and_mistakes(tab, halves, two_spots, tmp_path, monkeypatch):
         drop(tab, tmp_path / 'huge.png')
         wait_for(tab, 'huge.png has 20000x20000 pixels, more than the limit of 100 megapixels')
         drop(tab, tmp_path / 'large.bmp')
-        tab.wait_for_function('document.body.innerText.includes("exceeds the maximum")')
+        tab.wait_for_function('document.body.innerText.includes("exceed the maximum allowed size")')
 
         predict = halves._predict
 
