@@ -24,6 +24,8 @@ NOT_RUN = {
     r'(GPUS=\S+ GPUS_PER_NODE=\S+ )?tools/slurm_train\.sh |srun ': 'needs Slurm',
     r'NNODES=2 |torchrun --nnodes 2 ': 'needs two machines',
     r'evit-mm run mmdetection/demo/': 'needs a checkout of MMDetection',
+    r'evit-mm predict .*(street\.mp4| 0$)': 'needs a video, or a webcam',
+    r'evit-mm app ': 'serves until Ctrl-C; tests/runtime/test_page.py opens the page',
     r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
         'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
 }
@@ -116,6 +118,7 @@ FLAGS = [
     (r'.*\banalyze(\.py)? proportion .*--family deit',
      _QUICK_SEARCH.replace('64 64', '32 32')),
     (r'.*\banalyze(\.py)? proportion ', _QUICK_SEARCH),
+    (r'evit-mm predict ', ''),
     (r'evit-mm data browse ', '-n 2'),
     (r'(evit-mm (--help|convert|data (convert|check)|run --list)|ls) ?', ''),
 ]
@@ -135,6 +138,8 @@ WRITES = [
     (r'evit-mm test retinanet.*--show-dir pictures', 'pictures/*.jpg'),
     (r'evit-mm test upernet.*--show-dir pictures', 'pictures/*.png'),
     (r'evit-mm test .*--show-dir work_dirs/demo/pictures', 'work_dirs/demo/pictures/*.jpg'),
+    (r'evit-mm predict .*--out (\w+)', r'\1/predictions.json'),
+    (r'evit-mm predict ', 'predictions/predictions.json'),
     (r'evit-mm run browse_dataset', 'browse/**/*.jpg'),
     (r'evit-mm convert \S+ (\w+\.\w+)', r'\1'),
     (r'evit-mm data browse .*--out (\w+)', r'\1/*.png'),

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / 'evit_runtime'
 FORBIDDEN = ('evit_mm', 'mmcv', 'mmdet', 'mmengine', 'mmseg', 'torch', 'torchvision')
 # What the modules import, and what their functions import when they are called.
 ALLOWED = {'cv2', 'numpy', 'PIL', 'evit_runtime'}
-WHEN_CALLED = {'gradio', 'matplotlib', 'onnxruntime', 'openvino', 'supervision', 'tqdm', 'trackers'}
+WHEN_CALLED = {'gradio', 'matplotlib', 'onnxruntime', 'openvino', 'starlette', 'supervision',
+               'tqdm', 'trackers'}
 REFUSE = f"""
 import sys
 
