@@ -137,6 +137,10 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise UserError(f'can\'t write {folder}: {error.strerror or error}') from error
 
 
+class _BadFrameError(UserError):
+    """A frame of a video that ends its prediction, but not that of other inputs."""
+
+
 @dataclass
 class _Work:
     """One call of `predict`.
@@ -233,15 +237,20 @@ class _Work:
 
     def _predict_video(self, source: Source) -> None:
         before = self.summary.frames
-        try:
-            with local_file(source) as path, ExitStack() as stack:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(local_file(source))
                 frames, fps, announced = _open_video(source, path)
-                # Closed before a file that was fetched is removed.
-                stack.callback(frames.close)
+            except UserError as error:
+                self._fail(source, error)
+                return
+            # Closed before a file that was fetched is removed.
+            stack.callback(frames.close)
+            try:
                 self._predict_frames(source, frames, fps, stack)
-        except UserError as error:
-            self._fail(source, error)
-            return
+            except _BadFrameError as error:
+                self._fail(source, error)
+                return
         count = self.summary.frames - before
         if count < _COMPLETE * announced:
             self._say(f'note: {source.location} ends after {count} of the {announced} frames that '
@@ -249,23 +258,32 @@ class _Work:
 
     def _predict_frames(self, source: Source, frames: Iterator[Image], fps: float,
                         stack: ExitStack) -> None:
+        """Predict the frames of a video.
+
+        Raises:
+            _BadFrameError: If one can't be predicted, or written with the others.
+            UserError: If the results can't be written.
+        """
         tracker = Tracker(fps=fps, score_threshold=self.options['score_threshold']) \
             if self.track else None
         sink: Any = None
-        for number, result in enumerate(self.model.stream(frames, **self.options), 1):
+        number, shape = 0, (0, 0)
+        results = self.model.stream(frames, **self.options)
+        while (result := _next(results, source, number + 1)) is not None:
+            number += 1
             if tracker is not None:
                 result = tracker.update(result)
+            if result.shape != shape and number > 1:
+                raise _BadFrameError(f'frame {number} of {source.location} has another size than '
+                                     'those before it; the video is predicted up to there')
+            shape = result.shape
             result.source = source.location
             self.summary.frames += 1
             self._keep(source, result, f'{source.stem}/{number:06d}', frame=number)
             if self.draw:
                 if sink is None:
-                    sink = stack.enter_context(_open_sink(
-                        self.summary.out / 'videos' / f'{source.stem}.mp4', result.shape, fps))
-                    size = result.shape
-                if result.shape != size:
-                    raise UserError(f'frame {number} of {source.location} has another size than '
-                                    'those before')
+                    sink = _open_sink(self.summary.out / 'videos' / f'{source.stem}.mp4', shape,
+                                      fps, stack)
                 sink.write_frame(result.plot())
             self._bar.update()
 
@@ -433,17 +451,32 @@ def _webcam_frames(number: int) -> Any:
         camera.release()
 
 
-def _open_sink(path: Path, shape: tuple[int, int], fps: float) -> Any:
-    """Return a context manager that writes a video.
+def _next(results: Iterator[Result], source: Source, number: int) -> Result | None:
+    """Return the next result of a video; None after the last.
 
     Raises:
-        UserError: If the folder can't be written.
+        _BadFrameError: If the frame can't be predicted.
+    """
+    try:
+        return next(results, None)
+    except UserError as error:
+        raise _BadFrameError(f'can\'t predict {source.location} from frame {number} on: {error}'
+                             ) from error
+
+
+def _open_sink(path: Path, shape: tuple[int, int], fps: float, stack: ExitStack) -> Any:
+    """Open a video to write; it is closed with the stack.
+
+    Raises:
+        UserError: If it can't be written.
     """
     from supervision import VideoInfo, VideoSink
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    except OSError as error:
-        raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
-    return VideoSink(str(path), VideoInfo(width=shape[1], height=shape[0], fps=fps))
+        return stack.enter_context(
+            VideoSink(str(path), VideoInfo(width=shape[1], height=shape[0], fps=fps)))
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, 'strerror', None) or 'OpenCV can\'t encode it'
+        raise UserError(f'can\'t write {path}: {reason}') from error

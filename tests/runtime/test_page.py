@@ -162,8 +162,13 @@ def test_label_maps_and_mistakes(tab, halves, two_spots, tmp_path, monkeypatch):
         wait_for(tab, 'a.png can\'t be predicted: RuntimeError: out of memory')
 
 
-def test_what_the_server_answers(halves):
+def test_what_the_server_answers(halves, tmp_path, monkeypatch):
+    (tmp_path / 'secret.txt').write_text('secret')
+    monkeypatch.chdir(tmp_path)
     with Page(halves) as page:
+        for path in ('secret.txt', tmp_path / 'secret.txt', '/etc/passwd'):
+            with pytest.raises(urllib.error.HTTPError, match='403'):
+                urllib.request.urlopen(f'{page.address}gradio_api/file={path}')
         assert page.address.startswith('http://127.0.0.1:')
         with urllib.request.urlopen(page.address) as answer:
             assert "default-src 'self'" in answer.headers['Content-Security-Policy']

@@ -249,6 +249,40 @@ class TestVideos:
         video = cv2.VideoCapture(str(summary.out / 'videos' / 'a.mp4'))
         assert video.get(cv2.CAP_PROP_FPS) == 25
 
+    def test_a_frame_that_does_not_fit_ends_its_video_alone(self, spots, moving, monkeypatch,
+                                                             two_spots):
+        import supervision
+
+        read = supervision.get_video_frames_generator
+
+        def frames(path):
+            yield from list(read(path))[:4]
+            yield two_spots
+
+        monkeypatch.setattr(supervision, 'get_video_frames_generator', frames)
+        write(moving / 'b.png', two_spots)
+        summary = predict(spots, ['clips'], batch_size=2)
+        assert summary.failures == [
+            f'frame 5 of {moving / "a.mp4"} has another size than those before it; the video is '
+            'predicted up to there']
+        assert (summary.frames, summary.pictures) == (4, 1)
+        video = cv2.VideoCapture(str(summary.out / 'videos' / 'a.mp4'))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+
+    def test_frames_that_the_model_refuses(self, spots, moving, monkeypatch):
+        def refuse(images, threshold):
+            raise UserError('they are too narrow')
+
+        monkeypatch.setattr(spots, '_predict', refuse)
+        [failure] = predict(spots, ['clips']).failures
+        assert failure.endswith('a.mp4 from frame 1 on: they are too narrow')
+
+    def test_a_disk_that_can_not_be_written_ends_all(self, spots, moving):
+        (moving / 'out').mkdir()
+        (moving / 'out' / 'videos').touch()
+        with pytest.raises(UserError, match="^can't write .*videos/a.mp4: "):
+            predict(spots, ['clips/a.mp4'], out=moving / 'out', overwrite=True)
+
     def test_a_webcam_until_ctrl_c(self, spots, monkeypatch, two_spots):
         class Camera:
             count = 0
