@@ -39,7 +39,7 @@ demo-seg: install
 	$(BIN)/python tools/test.py $(DEMO_SEG_CONFIG) $$(cat $(DEMO_SEG)/last_checkpoint) \
 		--work-dir $(DEMO_SEG) --show-dir $(DEMO_SEG)/pictures
 	@echo "Pictures, annotated classes on the left and predicted classes on the right:" \
-		"$(DEMO_SEG)/pictures/vis_data/vis_image"
+		"$(DEMO_SEG)/pictures"
 
 # Two processes; their idle threads yield the core instead of spinning on it. Tests start many more,
 # which need almost three times as long for their imports where Python may not write bytecode.
