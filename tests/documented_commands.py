@@ -136,11 +136,7 @@ WRITES = [
      'work_dirs/upernet_evit_m4_ade20k/iter_4.pth'),
     (r'evit-mm train upernet_evit_m4_ade20k ', 'work_dirs/upernet_evit_m4_ade20k/iter_2.pth'),
     (r'evit-mm test retinanet.*--show-dir pictures', 'pictures/*.jpg'),
-<<<<<<< HEAD
     (r'evit-mm test upernet.*--show-dir pictures', 'pictures/*.png'),
-=======
-    (r'evit-mm test upernet.*--show-dir pictures', 'pictures/**/*.png'),
->>>>>>> predict
     (r'evit-mm test .*--show-dir work_dirs/demo/pictures', 'work_dirs/demo/pictures/*.jpg'),
     (r'evit-mm predict .*--out (\w+)', r'\1/predictions.json'),
     (r'evit-mm predict ', 'predictions/predictions.json'),
