@@ -8,10 +8,12 @@ or goes to another one.
 import html
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
 import webbrowser
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -31,6 +33,7 @@ _LARGEST_UPLOAD = 100 * 2 ** 20  # bytes
 _SECONDS = 120.0  # for a picture
 _WAITING = 16  # requests
 _SESSIONS = 8  # whose results are kept
+_DRAWINGS = 64  # each move of the threshold makes one
 _SECONDS_KEPT = 3600
 # What the browser may fetch: nothing from other machines, whatever gradio's own files ask for.
 _POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -80,6 +83,7 @@ class Page:
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(
             tempfile.TemporaryDirectory(prefix='evit_page_', ignore_cleanup_errors=True)))
+        self._drawn: deque[Path] = deque()
         os.environ['GRADIO_TEMP_DIR'] = str(self._folder)
         # One picture at a time; whoever waits too long is told so.
         self._worker = ThreadPoolExecutor(1)
@@ -194,10 +198,14 @@ class Page:
 
     def _compute(self, path: str, name: str) -> Result:
         """Read a file, and let the model predict it."""
+        upload = Path(path)
         try:
-            image = decode_image(Path(path).read_bytes(), name, max_pixels=self._model.max_pixels)
+            content = upload.read_bytes()
+            if upload.is_relative_to(self._folder):  # gradio's copy, which nobody needs again
+                upload.unlink()
         except OSError as error:
             raise UserError(f'can\'t read {name}: {error.strerror}') from error
+        image = decode_image(content, name, max_pixels=self._model.max_pixels)
         # All that the model finds: the threshold comes when it is drawn.
         [result] = self._model(image, score_threshold=0)
         result.source = name
@@ -208,8 +216,8 @@ class Page:
         if result is None:
             return [self._gradio.skip()] * 4
         few = result.filter(score_threshold=threshold, classes=classes)
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        stem = Path(result.source or 'picture').stem
+        folder = self._new_folder()
+        stem = Path(result.source or 'picture').stem[:60]  # some systems count bytes
         drawn, document = folder / f'{stem}_predicted.jpg', folder / f'{stem}.json'
         try:
             few.save(drawn)
@@ -220,6 +228,14 @@ class Page:
         return [_say(_counts(few)), self._gradio.Image(str(drawn), visible=True),
                 download(value=str(drawn), visible=True),
                 download(value=str(document), visible=True)]
+
+    def _new_folder(self) -> Path:
+        """Return a new folder for a drawn result; those of long ago are removed."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        self._drawn.append(folder)
+        if len(self._drawn) > _DRAWINGS:
+            shutil.rmtree(self._drawn.popleft(), ignore_errors=True)
+        return folder
 
     def _nothing(self, mistake: str) -> list[Any]:
         """Return a page that says why there is no result."""

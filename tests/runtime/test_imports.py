@@ -69,3 +69,8 @@ def test_every_module_is_imported_without_torch():
 def test_importing_the_package_is_cheap():
     assert run('import evit_runtime\nprint("numpy" in sys.modules, evit_runtime.__version__)') \
         == f'False {__import__("evit_runtime").__version__}\n'
+
+
+def test_namespaces_stay_in_the_command_line():
+    for path in PACKAGE.rglob('*.py'):
+        assert path.name == 'cli.py' or 'Namespace' not in path.read_text(), path.name

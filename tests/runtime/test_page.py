@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from evit_runtime import page as page_module
 from evit_runtime.errors import UserError
 from evit_runtime.page import Page, coco_document
 
@@ -34,7 +35,7 @@ def tab():
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = browser.new_page(viewport={'width': 1280, 'height': 800})
-        tab.set_default_timeout(30_000)
+        tab.set_default_timeout(120_000)  # of a busy machine
         tab.requests, tab.errors = [], []
         tab.on('request', lambda request: tab.requests.append(request.url))
         tab.on('pageerror', lambda error: tab.errors.append(str(error)))
@@ -108,7 +109,7 @@ def test_objects(tab, mask_spots, two_spots, tmp_path):
         drop(tab, tmp_path / 'black.png')
         wait_for(tab, 'black.png, 30 × 20 pixels: nothing is above the threshold')
         folder = page._folder
-        assert any(folder.rglob('*.png'))
+        assert any(folder.rglob('*.json')) and not any(folder.rglob('*.png'))
     assert not folder.exists()
     assert not tab.errors
     assert {url for url in tab.requests if not url.startswith(
@@ -189,6 +190,17 @@ def test_what_the_server_answers(halves, tmp_path, monkeypatch):
 def test_mistakes(options, message, halves):
     with pytest.raises(UserError, match=message):
         Page(halves, **options)
+
+
+def test_drawings_of_long_ago_are_removed(spots, two_spots, monkeypatch):
+    monkeypatch.setattr(page_module, '_DRAWINGS', 3)
+    [result] = spots(two_spots)
+    result.source = 'n' * 250 + '.png'
+    with Page(spots) as page:
+        for _ in range(5):
+            said, *_ = page._draw(result, 0.3, [0, 1])
+        assert 'red 1, blue 1' in said
+        assert len(list(page._folder.rglob('*.jpg'))) == 3
 
 
 def test_a_port_in_use(halves):
