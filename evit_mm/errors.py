@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from evit_runtime.errors import UserError
+
 __all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError', 'one_line',
            'translate_errors']
-
-
-class UserError(Exception):
-    """Mistake of the user, described in one sentence: what is wrong, where, and how to fix it."""
 
 
 class ConfigError(UserError, ValueError):

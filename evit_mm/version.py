@@ -1,3 +1,5 @@
-"""The version, alone in its file so that building a package imports nothing."""
+"""The version, which evit_runtime has too."""
 
-__version__ = '0.2.0'
+from evit_runtime.version import __version__
+
+__all__ = ['__version__']

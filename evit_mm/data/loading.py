@@ -5,7 +5,6 @@ even if their objects were annotated on the pixels as stored. Neither says a wor
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -16,14 +15,14 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
+from evit_runtime.image_files import is_cut_off
+
 from ..errors import UserError
 
 __all__ = ['CheckedLoadImage', 'check_images_while_loading']
 
 # With its module, so that other tools can use the config that a run saves in its work dir.
 _CHECKED_TYPE = f'{__name__}.CheckedLoadImage'
-# In the compressed pixels of a JPEG file, 0xFF stands before 0 or the number of a restart.
-_JPEG_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 
 
 @TRANSFORMS.register_module()
@@ -62,7 +61,7 @@ class CheckedLoadImage(LoadImageFromFile):
         except (OSError, ValueError) as error:
             reason = getattr(error, 'strerror', None) or error
             raise UserError(f'can\'t read the image {path}: {reason}') from error
-        if _is_cut_off(content):
+        if is_cut_off(content):
             raise UserError(f'the image {path} was cut off: its file ends too early; copy it '
                             'again, or remove it from the dataset')
         image = self._decode(content, path, self.color_type)
@@ -128,33 +127,3 @@ def _annotated_size(results: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the height and width that the dataset gives for an image, if it does."""
     height, width = results.get('height'), results.get('width')
     return (height, width) if height and width else None
-
-
-def _is_cut_off(content: bytes) -> bool:
-    """Return whether a JPEG or PNG file ends before its last pixel; others have no end mark."""
-    if content.startswith(b'\xff\xd8'):
-        return _lacks_end_of_jpeg(content)
-    if content.startswith(b'\x89PNG'):
-        return _lacks_end_of_png(content)
-    return False
-
-
-def _lacks_end_of_jpeg(content: bytes) -> bool:
-    position = 2
-    # What follows the end, such as the video of a motion photo, is not looked at.
-    while marker := _JPEG_MARKER.search(content, position):
-        if marker.group() == b'\xff\xd9':
-            return False
-        length = content[marker.end():marker.end() + 2]
-        position = marker.end() + int.from_bytes(length, 'big')
-    return True
-
-
-def _lacks_end_of_png(content: bytes) -> bool:
-    position = 8
-    while position + 8 <= len(content):
-        if content[position + 4:position + 8] == b'IEND':
-            return False
-        length = int.from_bytes(content[position:position + 4], 'big')
-        position += length + 12  # with length, type and checksum
-    return True

@@ -10,10 +10,13 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
+from evit_runtime.class_names import Colour
+from evit_runtime.drawing import Image, write_picture
+
 from ..data.image_paths import common_folder, path_below
 from ..data.loading import check_images_while_loading
 from ..errors import ConfigError, UserError, translate_errors
-from ..report.pictures import Colour, Image, contact_sheet, write_picture
+from ..report.pictures import contact_sheet
 from . import config as configure
 from .drawing import draw_truth
 from .hooks.preflight import PreflightHook

@@ -5,16 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..report.pictures import (
-    Colour,
-    Image,
-    Objects,
-    class_colours,
-    draw_label_map,
-    draw_objects,
-    enlarged,
-    side_by_side,
-)
+from evit_runtime.class_names import Colour, class_colours
+from evit_runtime.drawing import Image, Objects, draw_label_map, draw_objects, enlarged
+
+from ..report.pictures import side_by_side
 
 __all__ = ['draw_comparison', 'draw_truth']
 

@@ -26,7 +26,7 @@ from ..files import write_json
 from . import preflight
 from .config import leaf_datasets
 
-__all__ = ['OwnData', 'use_own_data']
+__all__ = ['OwnData', 'set_class_count', 'use_own_data']
 
 _SHARE_HELD_OUT = 0.2
 _QUICK_SECONDS = 10.0  # for reading image headers before a run
@@ -123,7 +123,7 @@ def use_own_data(config: Config, own: OwnData, *, training: bool,
         images = len(split.content['images'])
         _log(f'{split.name}: {images} images in {split.images}, annotations in {split.path}')
     _set_datasets(config, splits, classes, training)
-    heads = _set_class_count(config.model, len(classes))
+    heads = set_class_count(config.model, len(classes))
     _log(f'num_classes={len(classes)} in {", ".join(heads)}')
     if 'train' not in splits:
         return 0
@@ -463,7 +463,7 @@ def _heads(part: Any, path: str = '') -> Iterator[tuple[str, MutableMapping[str,
             yield from _heads(value, f'{path}.{index}')
 
 
-def _set_class_count(model: Any, count: int) -> list[str]:
+def set_class_count(model: Any, count: int) -> list[str]:
     """Set the number of classes in every head, and return the paths of the heads."""
     heads = list(_heads(model))
     for _, head in heads:

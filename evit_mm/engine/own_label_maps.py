@@ -32,7 +32,7 @@ from ..errors import ConfigError, UserError
 from ..files import read_lines, write_atomically
 from .config import leaf_datasets
 
-__all__ = ['OwnLabelMaps', 'use_label_maps']
+__all__ = ['OwnLabelMaps', 'set_class_count', 'use_label_maps']
 
 _SHARE_HELD_OUT = 0.2
 _SUBFOLDERS = {'train': ('train', 'training'), 'val': ('val', 'validation', 'valid')}
@@ -167,7 +167,7 @@ def use_label_maps(config: Config, own: OwnLabelMaps, *, training: bool,
         _log(f'{split.name}: {len(split.pairs)} images in {split.images}, label maps in '
              f'{split.masks}')
     _set_datasets(config, splits, numbering, own.zero_is_unlabelled, training)
-    _log(f'num_classes={count} in {", ".join(_set_class_count(config, count))}')
+    _log(f'num_classes={count} in {", ".join(set_class_count(config, count))}')
     _set_evaluators(config)
     return len(splits['train'].pairs) if training else 0
 
@@ -204,7 +204,7 @@ def _heads(config: Config) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
                 yield f'{path}.{key}' + (f'.{i}' if isinstance(head, list | tuple) else ''), part
 
 
-def _set_class_count(config: Config, count: int) -> list[str]:
+def set_class_count(config: Config, count: int) -> list[str]:
     """Set the number of classes in all heads, and return the paths of these."""
     paths = []
     for path, head in _heads(config):

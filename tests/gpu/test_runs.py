@@ -88,7 +88,7 @@ def test_prediction(trained, config_file, shapes, device):
     picture = str(next((shapes / 'val2017').glob('*.jpg')))
     scores = []
     for place in (device, 'cpu'):
-        model = load_model(config_file, trained / 'epoch_2.pth', device=place)
+        model = load_model(config_file, trained / 'epoch_2.pth', device=place).module
         model.test_cfg.score_thr = 0.0
         assert next(model.parameters()).device.type == torch.device(place).type
         scores.append(inference_detector(model, picture).pred_instances.scores.cpu())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-BUILT_FROM = ('LICENSE', 'MANIFEST.in', 'README.md', 'configs', 'evit_mm', 'pyproject.toml',
-              'tests', 'tools')
+BUILT_FROM = ('LICENSE', 'MANIFEST.in', 'README.md', 'configs', 'evit_mm', 'evit_runtime',
+              'pyproject.toml', 'tests', 'tools')
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +51,8 @@ def run(installed, tmp_path):
 def test_files(installed, repository):
     package = installed / 'evit_mm'
     assert {entry.name for entry in installed.iterdir()} == {
-        'bin', 'evit_mm', next(installed.glob('evit_mm-*.dist-info')).name}
-    assert (package / 'py.typed').is_file()
+        'bin', 'evit_mm', 'evit_runtime', next(installed.glob('evit_mm-*.dist-info')).name}
+    assert (package / 'py.typed').is_file() and (installed / 'evit_runtime/py.typed').is_file()
     for folder, pattern in (('configs', '*.py'), ('tools', '*.py'), ('tools', '*.sh')):
         original = {file.relative_to(repository): file.read_bytes()
                     for file in (repository / folder).rglob(pattern)}
@@ -62,10 +62,11 @@ def test_files(installed, repository):
                                          if '__pycache__' not in file.parts}
     assert not (package / '.mim' / 'configs').is_symlink()
     assert os.access(package / '.mim' / 'tools' / 'dist_train.sh', os.X_OK)
-    modules = {file.relative_to(repository) for file in (repository / 'evit_mm').rglob('*.py')
-               if '.mim' not in file.parts}
-    assert modules == {file.relative_to(installed) for file in package.rglob('*.py')
-                       if '.mim' not in file.parts}
+    for name in ('evit_mm', 'evit_runtime'):
+        modules = {file.relative_to(repository) for file in (repository / name).rglob('*.py')
+                   if '.mim' not in file.parts}
+        assert modules == {file.relative_to(installed) for file in (installed / name).rglob('*.py')
+                           if '.mim' not in file.parts}
 
 
 def test_metadata(installed):

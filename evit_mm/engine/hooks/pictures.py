@@ -10,8 +10,9 @@ from mmengine import fileio
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from evit_runtime.drawing import write_picture
+
 from ...data.image_paths import path_below
-from ...report.pictures import write_picture
 from ..drawing import draw_comparison
 from .report import progress_name
 

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+__all__ = ['write_atomically', 'write_json']
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[IO[Any]]:
+    """Open a file for writing that replaces ``path`` when the block ends without an error.
+
+    Until then the bytes go to a file of another name next to it, so that neither an interruption
+    nor a full disk leaves a half-written file, or loses what ``path`` held before.
+
+    Args:
+        path: The file to write; its folder must exist.
+        mode: ``'w'`` for UTF-8 text, ``'wb'`` for bytes.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    path = Path(path)
+    # By process: those of a distributed run may write the same file at once.
+    unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        with unfinished.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:
+    """Write a value as JSON, whole or not at all.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    with write_atomically(path) as file:
+        file.write(json.dumps(content, indent=indent) + '\n')
