@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 
 __all__ = ['AnchorGrid', 'Candidates', 'DeltaDecoder', 'DistanceDecoder', 'PointGrid',
-           'TopCandidates', 'build_decoder', 'build_grids', 'clip_boxes', 'take']
+           'TopCandidates', 'build_decoder', 'build_grids', 'take']
 
 
 class Candidates(NamedTuple):

@@ -1,12 +1,9 @@
 """Exported modules in files: ONNX, OpenVINO, and torch.export's format."""
 
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +12,7 @@ from torch.export import Dim
 
 from .suppression import onnx_translations
 
-__all__ = ['OPSET', 'Signature', 'to_onnx', 'to_program']
+__all__ = ['OPSET', 'Signature', 'make_signature', 'to_onnx', 'to_program']
 
 OPSET = 20
 """Version of ONNX's operators in exported files."""
@@ -60,8 +57,13 @@ def make_signature(names: Sequence[str], size: tuple[int, int], *, batch: int, d
 
 
 def _multiple(name: str, divisor: int) -> Any:
-    return Dim(name, min=32, max=8192) if divisor == 1 else divisor * Dim(
-        f'{name}_{divisor}', min=1, max=8192 // divisor)
+    """Return a dimension that may vary.
+
+    Tracing remembers that some maps have more than one row, and would refuse a range that allows
+    less; what it writes holds for one row too.
+    """
+    return Dim.AUTO if divisor == 1 else divisor * Dim(f'{name}_{divisor}', min=1,
+                                                       max=8192 // divisor)
 
 
 def to_program(module: nn.Module, signature: Signature) -> torch.export.ExportedProgram:
