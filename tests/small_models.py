@@ -97,7 +97,9 @@ def sharpen(model: nn.Module) -> None:
             is_last = any(key in name for key in ('_cls.', 'fc_cls', 'conv_seg', 'rtm_cls',
                                                   'conv_logits', 'retina_cls', 'conv_cls'))
             if name.endswith('weight') and parameter.ndim > 1:
-                spread = (0.4 if 'retina' in name else 2.0 if is_last else 1.5) / parameter[0].numel() ** 0.5
+                factor = 0.4 if 'retina' in name else 8.0 if 'conv_seg' in name else 2.0
+                spread = (factor if is_last else 1.5) / parameter[0].numel() ** 0.5
                 nn.init.normal_(parameter, 0, spread, generator=generator)
             elif is_last:
-                nn.init.normal_(parameter, -1, 0.3, generator=generator)
+                nn.init.normal_(parameter, -1, 0.01 if 'seg' in name else 0.3,
+                                generator=generator)

@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     'train': Command('train', 'train.py', 'train a detector or segmentor'),
     'test': Command('test', 'test.py', 'evaluate a checkpoint'),
+    'export': Command('export', 'export.py', 'write a trained model to ONNX or OpenVINO'),
     'benchmark': Command('benchmark', 'benchmark.py', 'measure time, memory and multiply-adds'),
     'analyze': Command('analyze', 'analyze.py', 'run the analyses of the EfficientViT paper'),
     'convert': Command('convert', 'convert_weights.py', 'convert, inspect or list weights'),
