@@ -52,11 +52,15 @@ class ExportedModel(Model):
         return inputs
 
     def _predict(self, images: list[Image], score_threshold: float) -> list[Result]:
-        prepared = [self.metadata.preprocessing(image) for image in images]
+        return self.predict_prepared([self.metadata.preprocessing(image) for image in images],
+                                     score_threshold)
+
+    def predict_prepared(self, images: list[Prepared], score_threshold: float) -> list[Result]:
+        """Return a result for each of some images that were resized and padded already."""
         # Only a file for any size has groups; in one of a fixed size all images are alike.
         is_fixed = self.metadata.preprocessing.size is not None
         groups: dict[Any, list[int]] = {}
-        for index, image in enumerate(prepared):
+        for index, image in enumerate(images):
             key = None if is_fixed else (
                 image.pixels.shape, image.shape if 'output_size' in self.metadata.inputs else None)
             groups.setdefault(key, []).append(index)
@@ -65,11 +69,11 @@ class ExportedModel(Model):
             size = self.metadata.batch or len(group)
             for start in range(0, len(group), size):
                 indices = group[start:start + size]
-                outputs = self.session.run(self.prepare([prepared[index] for index in indices]))
+                outputs = self.session.run(self.prepare([images[index] for index in indices]))
                 for place, index in enumerate(indices):
                     results[index] = self._result(
                         {name: values[place] for name, values in outputs.items()},
-                        prepared[index], score_threshold)
+                        images[index], score_threshold)
         return [results[index] for index in range(len(images))]
 
     def _result(self, outputs: dict[str, npt.NDArray[Any]], image: Prepared,
