@@ -28,7 +28,7 @@ from .rules import fixed_size, preprocessing_of, with_fixed_size
 from .verify import compare_features, compare_results, drawn_image, require
 from .writers import OPSET, make_signature, to_onnx, to_program
 
-__all__ = ['FORMATS', 'PRECISIONS', 'export']
+__all__ = ['FORMATS', 'PRECISIONS', 'export', 'fixed_predictor']
 
 FORMATS = {'.onnx': 'ONNX', '.xml': 'OpenVINO', '.pt2': 'torch.export'}
 PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
@@ -289,6 +289,18 @@ def _expected(model: Any, predictor: Any, rule: Preprocessing, picture: Any) -> 
     if rule.size:
         predictor = _resized_predictor(predictor, rule)
     return picture, predictor([picture], score_threshold=0.0)[0]
+
+
+def fixed_predictor(predictor: Any, size: tuple[int, int]) -> Any:
+    """Return a model in PyTorch that resizes images as a file of a fixed size does.
+
+    Args:
+        predictor: A `TorchModel`.
+        size: Height and width.
+    """
+    rule = preprocessing_of(predictor.module.cfg.get('test_pipeline') or ())
+    return _resized_predictor(predictor, with_fixed_size(
+        rule, size, size_divisor(predictor.module), fill=(0, 0, 0)))
 
 
 def _resized_predictor(predictor: Any, rule: Preprocessing) -> Any:

@@ -51,7 +51,8 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) -> Tensor
 
 def onnx_translations() -> dict[Any, Callable[..., Any]]:
     """Return what the operators of this module are in ONNX, for `torch.onnx.export`."""
-    from onnxscript import BOOL, opset20 as op
+    from onnxscript import BOOL
+    from onnxscript import opset20 as op
 
     def translate(boxes: Any, scores: Any, iou_threshold: float, count: int) -> Any:
         def integers(*values: int) -> Any:
