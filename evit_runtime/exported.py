@@ -38,7 +38,7 @@ class ExportedModel(Model):
 
     def prepare(self, images: list[Prepared]) -> dict[str, npt.NDArray[Any]]:
         """Return the inputs of the file for images of one size that were prepared."""
-        known = {
+        known: dict[str, npt.NDArray[Any]] = {
             'images': stack(images, self.metadata.preprocessing.fill),
             'sizes': np.array([image.size for image in images], np.int64),
             'output_size': np.array(images[0].shape, np.int64),

@@ -1,4 +1,4 @@
-"""Images as an exported model takes them: resized as MMDetection's test pipeline does it, padded."""
+"""Images as an exported model takes them, resized and padded as by MMDetection's pipelines."""
 
 from dataclasses import dataclass
 

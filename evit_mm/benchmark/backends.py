@@ -197,7 +197,7 @@ def _torch_action(source: Any, checkpoint: str, shape: tuple[int, int],
 def _table(rows: Sequence[BackendTime], shape: tuple[int, int]) -> str:
     """Format the times of all models at one size, with ratios to the first backend."""
     first = {row.model: row.milliseconds for row in reversed(rows)}
-    cells = []
+    cells: list[tuple[str | None, ...]] = []
     for row in rows:
         if row.failure:
             cells.append((row.model, row.backend, 'failed', None, None))

@@ -24,8 +24,8 @@ _PEER_FORMS = ('eager', 'fused', 'compiled')
 _DTYPES = ('fp32', 'bf16', 'fp16')
 _LAYOUTS = ('contiguous', 'channels-last')
 _BACKENDS = ('torch', 'onnxruntime', 'openvino', 'openvino-bf16', 'openvino-int8')
-_BACKEND_FLAGS = ('models', 'backend', 'checkpoint', 'shape', 'shapes', 'repeats', 'threads', 'seed',
-                  'cfg_options')
+_BACKEND_FLAGS = ('models', 'backend', 'checkpoint', 'shape', 'shapes', 'repeats', 'threads',
+                  'seed', 'cfg_options')
 _SUITE_FLAGS = ('suite', 'budget', 'out', 'repeats', 'threads', 'device', 'seed')
 
 

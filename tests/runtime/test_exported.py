@@ -17,9 +17,10 @@ METADATA = Metadata(task='detection', inputs=('images', 'sizes'),
                     outputs=('boxes', 'scores', 'labels'),
                     preprocessing=Preprocessing(divisor=4), class_names=('cat', 'dog'),
                     palette=((1, 2, 3), (4, 5, 6)))
+TEXT = METADATA.to_json()
 
 
-def write(path, *, metadata=METADATA.to_json(), opset=20, inputs=('images', 'sizes')):
+def write(path, *, metadata=TEXT, opset=20, inputs=('images', 'sizes')):
     """Write a file that finds one dog, the box of which is the whole of each image."""
     batch = 'batch'
     nodes = [

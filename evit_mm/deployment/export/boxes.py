@@ -183,7 +183,8 @@ class DeltaDecoder(nn.Module):
         Returns:
             Tensor: Corners, shape (B, K, 4).
         """
-        offsets = offsets * self.stds + self.means
+        stds: Any = self.stds
+        offsets = offsets * stds + self.means
         center = (anchors[..., :2] + anchors[..., 2:]) * 0.5
         extent = anchors[..., 2:] - anchors[..., :2]
         moved = extent * offsets[..., :2]

@@ -192,18 +192,18 @@ class AlignedHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Maps:
         """Map features to the scores of classes, and to boxes in strides."""
         scores, boxes = [], []
-        scales: Any = self.scales
-        for x, scale, grid in zip(features, scales, self.grids, strict=True):
+        part: Any = self  # mypy takes the layers for tensors
+        for x, scale, grid in zip(features, part.scales, self.grids, strict=True):
             steps = []
-            for convolution in self.inter_convs:  # type: ignore[union-attr]
+            for convolution in part.inter_convs:
                 x = convolution(x)
                 steps.append(x)
             x = torch.cat(steps, dim=1)
             mean = F.adaptive_avg_pool2d(x, (1, 1))
-            class_map = self.tood_cls(self.cls_decomp(x, mean))
-            scores.append((class_map.sigmoid() * self.cls_prob_module(x).sigmoid()).sqrt())
-            regular = self._boxes(scale, self.tood_reg(self.reg_decomp(x, mean)), grid)
-            moved = sample_beside(regular, self.reg_offset_module(x))
+            class_map = part.tood_cls(part.cls_decomp(x, mean))
+            scores.append((class_map.sigmoid() * part.cls_prob_module(x).sigmoid()).sqrt())
+            regular = self._boxes(scale, part.tood_reg(part.reg_decomp(x, mean)), grid)
+            moved = sample_beside(regular, part.reg_offset_module(x))
             is_invalid = (moved[:, :2] > moved[:, 2:]).any(dim=1, keepdim=True)
             boxes.append(torch.where(is_invalid, regular, moved))
         return scores, boxes

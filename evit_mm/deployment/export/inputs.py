@@ -50,7 +50,8 @@ class ImageInput(nn.Module):
             x = x.flip(1)
         x = x.float()
         if self.is_normalized:
-            x = (x - self.mean) / self.std
+            mean: Any = self.mean
+            x = (x - mean) / self.std
         if sizes is None:
             return x
         rows = torch.arange(x.shape[2], device=x.device)[None, :, None] < sizes[:, :1, None]

@@ -68,7 +68,7 @@ def make_portable(module: nn.Module) -> nn.Module:
         bins = tuple(size) if isinstance(size, tuple) else (size, size)
         if None not in bins and bins != (1, 1):
             return AdaptiveAveragePool(bins)  # type: ignore[arg-type]
-    if type(module).__name__ == 'Upsample' and type(module).__module__ == 'mmseg.models.utils.wrappers':
+    if type(module).__name__ == 'Upsample' and type(module).__module__.startswith('mmseg.'):
         layer: Any = module
         factor = layer.scale_factor
         if not layer.size and isinstance(factor, float) and factor == int(factor):

@@ -105,5 +105,5 @@ def _pad(rule: Preprocessing, step: Mapping[str, Any]) -> Preprocessing:
 
 def _unknown(name: str, step: Mapping[str, Any]) -> ConfigError:
     arguments = ', '.join(f'{key}={value!r}' for key, value in step.items() if key != 'type')
-    return ConfigError(f'{name}({arguments}) in the test pipeline of this config can\'t be exported '
-                       'yet: only Resize with a scale, and Pad, can')
+    return ConfigError(f'{name}({arguments}) in the test pipeline of this config can\'t be '
+                       'exported yet: only Resize with a scale, and Pad, can')

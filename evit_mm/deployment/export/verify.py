@@ -72,8 +72,8 @@ def _compare_objects(expected: Result, found: Result, precision: str) -> Differe
         np.zeros(0, int), np.zeros(0, int))
     box = float(np.abs(expected.boxes[first] - found.boxes[second]).max(initial=0))
     score = float(np.abs(expected.scores[first] - found.scores[second]).max(initial=0))
-    text = (f'{len(expected.boxes)} objects, {len(missing)} missing, {len(more)} more; boxes differ '
-            f'by up to {box:.3g} pixels, scores by {score:.1e}')
+    text = (f'{len(expected.boxes)} objects, {len(missing)} missing, {len(more)} more; boxes '
+            f'differ by up to {box:.3g} pixels, scores by {score:.1e}')
     share = (len(missing) + len(more)) / count
     is_close = box <= _BOX and score <= _SCORE
     if expected.masks is not None and found.masks is not None and len(first):
