@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from .checkpoint import list_weights
     from .checkpoint.convert import convert_checkpoint
     from .deployment import deploy
+    from .deployment.export import export
     from .engine import test, train
     from .models import EfficientViT, EfficientViTFPN
     from .predict import load_model
 
 __all__ = ['ARCHS', 'EfficientViT', 'EfficientViTFPN', '__version__', 'convert_checkpoint',
-           'deploy', 'list_weights', 'load_model', 'test', 'train']
+           'deploy', 'export', 'list_weights', 'load_model', 'test', 'train']
 
 _MODULES = {
     'ARCHS': 'arch',
@@ -34,6 +35,7 @@ _MODULES = {
     'EfficientViTFPN': 'models',
     'convert_checkpoint': 'checkpoint.convert',
     'deploy': 'deployment',
+    'export': 'deployment.export',
     'list_weights': 'checkpoint',
     'load_model': 'predict',
     'test': 'engine',

@@ -182,6 +182,10 @@ def _load_exported(path: str | os.PathLike[str], checkpoint: Any, device: Any) -
     """
     if checkpoint is not None:
         raise UserError(f'{path} holds its weights: leave out the checkpoint {checkpoint}')
+    if Path(path).suffix.lower() == '.pt2':  # which needs torch
+        from .deployment.export.program import load_program
+
+        return load_program(path, device=str(device))
     from evit_runtime import load_model as load_exported
 
     return load_exported(path, device=str(device))

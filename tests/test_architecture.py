@@ -18,7 +18,7 @@ INTERNAL: dict[str, tuple[set[str], set[str]]] = {
     'files': ({'errors'}, set()),
     'ops': (set(), set()),
     'models': ({'arch', 'checkpoint', 'errors', 'ops'}, {'deployment'}),
-    'deployment': ({'errors', 'models', 'ops'}, set()),
+    'deployment': ({'errors', 'models', 'ops'}, {'arch', 'engine', 'predict', 'version'}),
     'checkpoint': ({'arch', 'errors', 'files'}, {'models'}),
     'compat': ({'errors'}, {'checkpoint', 'models'}),
 }

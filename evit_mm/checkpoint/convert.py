@@ -285,6 +285,10 @@ def _output_path(dst: str | os.PathLike[str], overwrite: bool) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, an empty name
         raise UserError(f'can\'t write {dst}: {getattr(error, "strerror", None) or error}'
                         ) from error
+    if path.suffix.lower() in ('.onnx', '.xml', '.pt2'):
+        raise UserError(f'can\'t write {path}: weights are saved as {", ".join(_SUFFIXES[:-1])} or '
+                        f'{_SUFFIXES[-1]}, and evit-mm export CONFIG CHECKPOINT --out {path} '
+                        'writes a model that runs without PyTorch')
     if path.suffix not in _SUFFIXES:
         raise UserError(f'can\'t write {path}: weights are saved as {", ".join(_SUFFIXES[:-1])} or '
                         f'{_SUFFIXES[-1]}, not as {path.suffix}')

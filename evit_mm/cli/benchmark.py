@@ -23,6 +23,9 @@ _FORMS = ('eager', 'deploy', 'folded', 'efficient', 'compiled')
 _PEER_FORMS = ('eager', 'fused', 'compiled')
 _DTYPES = ('fp32', 'bf16', 'fp16')
 _LAYOUTS = ('contiguous', 'channels-last')
+_BACKENDS = ('torch', 'onnxruntime', 'openvino', 'openvino-bf16', 'openvino-int8')
+_BACKEND_FLAGS = ('models', 'backend', 'checkpoint', 'shape', 'shapes', 'repeats', 'threads',
+                  'seed', 'cfg_options')
 _SUITE_FLAGS = ('suite', 'budget', 'out', 'repeats', 'threads', 'device', 'seed')
 
 
@@ -55,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        'come first (default: 300)')
     suite.add_argument('--out', type=Path, default=Path('work_dirs', 'gpu'), metavar='FOLDER',
                        help='folder of benchmark.md and benchmark.json (default: work_dirs/gpu)')
+
+    exported = parser.add_argument_group('runtimes of exported files')
+    exported.add_argument('--backend', nargs='+', choices=_BACKENDS, metavar='NAME',
+                          help='time MODELs from an image to its boxes in torch, onnxruntime, '
+                          'openvino, openvino-bf16 or openvino-int8, which take turns; ratios are '
+                          'to the first')
+    exported.add_argument('--checkpoint', metavar='FILE',
+                          help='weights of the only MODEL (default: random ones, which find few '
+                          'objects)')
 
     what = parser.add_argument_group('what to measure')
     what.add_argument('--mode', choices=_MODES, default='inference',
@@ -139,6 +151,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.models:
         raise UserError('nothing to measure: name a MODEL, such as m4, or pass --suite gpu')
     shapes = args.shapes or [tuple(args.shape or (512, 512))]
+    if args.backend:
+        _run_backends(args, shapes)
+        return
+    if args.checkpoint:
+        raise UserError('--checkpoint belongs to --backend: leave it out')
     rows = benchmark(
         args.models, mode=args.mode, forms=args.forms, dtypes=args.dtype, layouts=args.layouts,
         cuda_graphs=args.cuda_graphs, with_neck=args.with_neck, with_head=args.with_head,
@@ -147,6 +164,24 @@ def run(args: argparse.Namespace) -> None:
         repeats=args.repeats, threads=args.threads, system_malloc=args.system_malloc,
         device=args.device or 'cpu', seed=args.seed, json=args.json, plot=args.plot, report=print)
     _report_failures(rows, [row for row in rows if row.failure and not (args.peers and row.peer)])
+
+
+def _run_backends(args: argparse.Namespace, shapes: list[tuple[int, int]]) -> None:
+    from ..benchmark.backends import benchmark_backends
+
+    others = [f'--{name.replace("_", "-")}' for name in vars(args)
+              if name not in _BACKEND_FLAGS and _is_changed(args, name)]
+    if others:
+        raise UserError(f'--backend times models as they are exported: leave {", ".join(others)} '
+                        'out')
+    rows = benchmark_backends(
+        args.models, args.backend, shapes=shapes, repeats=args.repeats, threads=args.threads,
+        checkpoint=args.checkpoint, seed=args.seed, options=args.cfg_options,
+        report=lambda text: print(f'{text}\n', flush=True))
+    failed = [row for row in rows if row.failure]
+    if failed:
+        raise UserError(f'{len(failed)} of {len(rows)} rows failed, the first is '
+                        f'{failed[0].model}, {failed[0].backend}: {failed[0].failure}')
 
 
 def _run_suite(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     'test': Command('test', 'test.py', 'evaluate a checkpoint'),
     'predict': Command('predict', 'predict.py', 'predict pictures and videos'),
     'app': Command('app', 'app.py', 'open a page for a model in the browser'),
+    'export': Command('export', 'export.py', 'write a trained model to ONNX or OpenVINO'),
     'benchmark': Command('benchmark', 'benchmark.py', 'measure time, memory and multiply-adds'),
     'analyze': Command('analyze', 'analyze.py', 'run the analyses of the EfficientViT paper'),
     'convert': Command('convert', 'convert_weights.py', 'convert, inspect or list weights'),

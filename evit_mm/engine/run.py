@@ -20,6 +20,12 @@ from . import config as configure
 from . import preflight
 from .console import ConciseRunner
 from .evaluation import evaluate_by_class
+from .exported import (
+    ExportedPredictor,
+    check_exported_classes,
+    is_exported,
+    load_exported,
+)
 from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
 from .hooks.first_iteration import FirstIterationHook
 from .hooks.preflight import PreflightHook
@@ -203,7 +209,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
 
     Args:
         config: As in `train`.
-        checkpoint: File, address or name of the weights, such as ``'run/epoch_12.pth'``.
+        checkpoint: File, address or name of the weights, such as ``'run/epoch_12.pth'``; or a file
+            of `export`, which is tested in the place of the config's model.
         work_dir: Folder of logs and metrics; as in `train`.
         data_root: As in `train`.
         out: Where to store the predictions: a .pkl file for detection, a folder for segmentation.
@@ -243,10 +250,15 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         maps = OwnLabelMaps(masks, None, images, None, classes, zero_is_unlabelled, mask_values)
         own = OwnData(None, val_ann, None if maps else images, val_images, data)
         maps.check_flags()
+        exported = load_exported(checkpoint) if is_exported(checkpoint) else None
+        if exported and (tta or fast or deploy or channels_last or compile or bf16):
+            raise UserError(f'{os.fspath(checkpoint)} is tested as it is: leave out flags that '
+                            'change the model, and --tta')
         if own or maps:
             _use_own(config, own, maps, data_root, training=False,
                      skip_invalid=skip_invalid_objects,
-                     classes=trained_classes(os.fspath(checkpoint)))
+                     classes=exported.class_names if exported else
+                     trained_classes(os.fspath(checkpoint)))
         acceleration = Acceleration(
             deploy=deploy or fast and RECOMMENDED.deploy,
             channels_last=channels_last or fast and RECOMMENDED.channels_last,
@@ -255,8 +267,10 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         acceleration.check_device()
         if fast and get_device() == 'cpu':
             keep_freed_memory()
-        config.load_from = os.fspath(checkpoint)
+        config.load_from = None if exported else os.fspath(checkpoint)
         config.resume = False
+        if exported:
+            config.model = dict(type=ExportedPredictor.__name__, path=os.fspath(checkpoint))
         if show_dir:
             configure.draw_predictions(config, _create_folder(show_dir, '--show-dir'),
                                        score_thr=score_thr)
@@ -267,6 +281,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         runner = _build_runner(config, ['test'],
                                ignore_unknown_categories=ignore_unknown_categories,
                                skip_invalid_objects=skip_invalid_objects)
+        if exported:
+            check_exported_classes(exported, runner.test_loop.dataloader.dataset)
         _accelerate(runner, acceleration)
     return _run(runner, runner.test)
 

@@ -172,7 +172,7 @@ def test_existing_files_survive(m0_file, name):
 
 @pytest.mark.parametrize('dst,message', [
     ('model.onnx', 'can.t write .*model.onnx: weights are saved as .safetensors, .pth or .pt, '
-                   'not as .onnx'),
+                   'and evit-mm export CONFIG CHECKPOINT --out .*model.onnx writes a model'),
     ('m0.r224_in1k', 'can.t write .*m0.r224_in1k: .* not as .r224_in1k'),
     ('', 'can.t write .*: it is a folder'), ('x/y.pth', 'no such folder: .*x$'),
     ('x' * 300, 'can.t write .*: File name too long')])
