@@ -42,7 +42,7 @@ _POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' 
 _CSS = """
 footer {display: none !important}
 .said {font-size: var(--text-lg); padding: var(--spacing-sm) 0; min-height: 2.2em}
-#picture img {max-height: 78vh; object-fit: contain}
+#picture img {max-height: calc(100vh - 230px); object-fit: contain}
 .said.wrong {color: var(--error-text-color, #b91c1c)}
 """
 
