@@ -24,6 +24,9 @@ NOT_RUN = {
     r'(GPUS=\S+ GPUS_PER_NODE=\S+ )?tools/slurm_train\.sh |srun ': 'needs Slurm',
     r'NNODES=2 |torchrun --nnodes 2 ': 'needs two machines',
     r'evit-mm run mmdetection/demo/': 'needs a checkout of MMDetection',
+    r'evit-mm (export|test .*\.onnx)': 'tests/deployment/export and tests/engine/test_exported.py '
+        'export small models and test them',
+    r'evit-mm benchmark .*--backend': 'tests/benchmark/test_backends.py times a small model',
     r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
         'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
 }
