@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from evit_mm.deployment.export import export
 from evit_mm import engine
+from evit_mm.deployment.export import export
 from evit_mm.engine.exported import ExportedPredictor, check_exported_classes
 from evit_mm.errors import ConfigError, UserError
 from evit_runtime.exported import ExportedModel
