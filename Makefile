@@ -39,7 +39,7 @@ demo-seg: install
 	$(BIN)/python tools/test.py $(DEMO_SEG_CONFIG) $$(cat $(DEMO_SEG)/last_checkpoint) \
 		--work-dir $(DEMO_SEG) --show-dir $(DEMO_SEG)/pictures
 	@echo "Pictures, annotated classes on the left and predicted classes on the right:" \
-		"$(DEMO_SEG)/pictures/vis_data/vis_image"
+		"$(DEMO_SEG)/pictures"
 
 # Two processes; their idle threads yield the core instead of spinning on it. Tests start many more,
 # which need almost three times as long for their imports where Python may not write bytecode.
@@ -68,8 +68,9 @@ CHECK_OUT ?= work_dirs/gpu
 TIMEOUT := timeout --foreground --signal INT --kill-after 20
 check-gpu: $(if $(filter $(BIN)/python,$(PYTHON_GPU)),install)
 	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; start=$$(date +%s); failed=0; \
-	$(TIMEOUT) $$(($(CHECK_SECONDS) * 5 / 8)) $(PYTHON_GPU) -m pytest -q -m 'cuda and not slow' \
-		-n 4 --dist worksteal --device $(CHECK_DEVICE) --durations 5 tests/gpu tests/compat tests/models; status=$$?; \
+	OMP_NUM_THREADS=4 $(TIMEOUT) $$(($(CHECK_SECONDS) * 5 / 8)) $(PYTHON_GPU) -m pytest -q \
+		-m 'cuda and not slow' -n 4 --dist worksteal --device $(CHECK_DEVICE) --durations 5 \
+		tests/gpu tests/compat tests/models; status=$$?; \
 	test $$status -ne 4 || exit 2; \
 	test $$status -eq 0 || { failed=1; echo "error: the tests ended with status $$status" >&2; }; \
 	left=$$(($(CHECK_SECONDS) - $$(date +%s) + start - 10)); \

@@ -26,7 +26,7 @@ from .engine.config import leaf_datasets, load_config, without_pretrained_weight
 from .engine.initial_checkpoint import release_checkpoint, trained_classes
 from .engine.preflight import check_checkpoint, check_operators
 from .engine.preflight.model import check_model
-from .errors import CheckpointError, ConfigError, UserError, translate_errors
+from .errors import CheckpointError, ConfigError, UserError, one_line, translate_errors
 
 __all__ = ['EXPORTED', 'TorchModel', 'load_model']
 
@@ -52,7 +52,7 @@ class TorchModel(Model):
         """Wrap a model that has a config; see `load_model`."""
         self.module: Any = module
         self.task = _task(module)
-        meta = self.module.dataset_meta
+        meta: Any = self.module.dataset_meta
         names = [str(name) for name in meta.get('classes') or ()]
         self.class_names = complete_names(names, _class_count(module) or len(names))
         palette = meta.get('palette')
@@ -64,7 +64,7 @@ class TorchModel(Model):
         return _pipeline(self.module.cfg, 'mmseg' if self.task.startswith('semantic') else 'mmdet')
 
     def _predict(self, images: list[Image], score_threshold: float) -> list[Result]:
-        prepared = [self._pipeline(dict(img=image, img_id=0)) for image in images]
+        prepared = [self._prepare(image) for image in images]
         groups: dict[Any, list[int]] = {}
         for index, (image, data) in enumerate(zip(images, prepared, strict=True)):
             # Segmentors resize a whole batch to the size of its first image.
@@ -78,6 +78,22 @@ class TorchModel(Model):
             for index, sample in zip(indices, samples, strict=True):
                 results[index] = self._result(sample, images[index].shape[:2], score_threshold)
         return [results[index] for index in range(len(images))]
+
+    def _prepare(self, image: Image) -> Any:
+        """Return what the config's test pipeline makes of an image.
+
+        Raises:
+            UserError: If it can't be resized, such as an image of one column.
+        """
+        pipeline = self._pipeline
+        try:
+            return pipeline(dict(img=image, img_id=0))
+        except UserError:
+            raise
+        except Exception as error:  # transforms are any code
+            height, width = image.shape[:2]
+            raise UserError(f'an image of {width}x{height} pixels can\'t be prepared as the '
+                            f'config\'s test pipeline says: {one_line(error)}') from error
 
     def _result(self, sample: Any, shape: tuple[int, int], score_threshold: float) -> Result:
         """Return the predictions of a DetDataSample or SegDataSample."""

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import UserError
 
-__all__ = ['MAX_PIXELS', 'ImageHeader', 'decode_image', 'images_of_any_size', 'is_cut_off',
-           'read_header', 'read_image']
+__all__ = ['MAX_PIXELS', 'ImageHeader', 'decode_image', 'has_several_frames',
+           'images_of_any_size', 'is_cut_off', 'read_header', 'read_image']
 
 MAX_PIXELS = 100_000_000
 """The most pixels of an image that is decoded, unless a caller asks for more."""
@@ -172,6 +172,16 @@ def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS
         raise UserError(f'can\'t read the image {name}: OpenCV can\'t decode this {header.format} '
                         'file')
     return array
+
+
+def has_several_frames(content: bytes) -> bool:
+    """Return whether the content of an image file is an animation, or has several pages."""
+    try:
+        with images_of_any_size(), Image.open(BytesIO(content)) as image:
+            # A JPEG of several pictures has smaller copies of the first.
+            return image.format != 'MPO' and bool(getattr(image, 'is_animated', False))
+    except Exception:  # each format's reader has errors of its own
+        return False
 
 
 def is_cut_off(content: bytes) -> bool:

@@ -1,14 +1,10 @@
 """Fixtures that tests in several folders share."""
 
-import functools
 import importlib.util
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import mmengine.config.utils
 import pytest
 import torch
 
@@ -64,29 +60,21 @@ def repository() -> Path:
     return REPOSITORY
 
 
-@pytest.fixture(scope='session', autouse=True)
-def _metafiles_are_read_once() -> Iterator[None]:
-    """Cache the YAML files of installed packages.
-
-    mmengine parses about a hundred of them for every base config of mmdet or mmseg. Other files
-    are read each time, because tests change them.
-    """
-    load = mmengine.config.utils.load
-    load_once = functools.cache(load)
-    packages = sysconfig.get_path('purelib')
-
-    def load_file(file: str, *arguments: Any, **options: Any) -> Any:
-        is_metafile = not arguments and not options and Path(file).is_relative_to(packages)
-        return (load_once if is_metafile else load)(file, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine.config.utils, 'load', load_file)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off, whose ten bits would hide mistakes on a CUDA card."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
 
 
 class HostilePickle:

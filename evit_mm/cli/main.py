@@ -2,19 +2,17 @@
 
 import argparse
 import os
-import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from ..errors import UserError
+from evit_runtime.cli import exit_status
+
 from ..version import __version__
 
 __all__ = ['COMMANDS', 'main', 'run_tool']
-
-_STDOUT = 1  # the file descriptor: sys.stdout may have been replaced
 
 
 class Command(NamedTuple):
@@ -28,6 +26,8 @@ class Command(NamedTuple):
 COMMANDS = {
     'train': Command('train', 'train.py', 'train a detector or segmentor'),
     'test': Command('test', 'test.py', 'evaluate a checkpoint'),
+    'predict': Command('predict', 'predict.py', 'predict pictures and videos'),
+    'app': Command('app', 'app.py', 'open a page for a model in the browser'),
     'export': Command('export', 'export.py', 'write a trained model to ONNX or OpenVINO'),
     'benchmark': Command('benchmark', 'benchmark.py', 'measure time, memory and multiply-adds'),
     'analyze': Command('analyze', 'analyze.py', 'run the analyses of the EfficientViT paper'),
@@ -66,16 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command under the name of its script in tools/.
 
-    A `UserError` or a missing package ends it with one sentence on stderr; the environment variable
-    EVIT_MM_TRACEBACK=1 shows the traceback instead.
-
     Args:
         name: The command, a key of `COMMANDS`.
         argv: The arguments after the script's name; those of the process by default.
 
     Returns:
-        The exit status: 0; 1 if a package is missing; 2 after a mistake of the user; 130 after
-        Ctrl-C; 141 if the reader of stdout is gone, as in ``| head -1``.
+        The exit status; see `evit_runtime.cli.exit_status`.
     """
     command = COMMANDS[name]
     implementation = _implementation(command)
@@ -90,43 +86,20 @@ def _implementation(command: Command) -> Any:
 
 def _exit_status(parse: Callable[[], argparse.Namespace],
                  run: Callable[[argparse.Namespace], Any]) -> int:
-    """Parse and run a command, and turn its errors into an exit status and a sentence."""
+    """Parse and run a command with what a launcher of processes needs around it."""
     # setuptools warns of this at every import of mmengine.
     warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
-    show_traceback = bool(os.environ.get('EVIT_MM_TRACEBACK'))
-    try:
-        args = parse()
+    launchers = []
+
+    def run_in_process(args: argparse.Namespace) -> None:
         if getattr(args, 'local_rank', None) is not None:
             os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         run(args)
-        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's shutdown
-    except UserError as error:
-        if show_traceback:
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except ImportError as error:
-        if show_traceback:
-            raise
-        print(f'error: {error} (EVIT_MM_TRACEBACK=1 shows where)', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('interrupted; what was saved is kept', file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        if not _stdout_is_closed():  # a socket or another process's pipe
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for what is still buffered
-        return 141
-    if getattr(args, 'launcher', 'none') != 'none':
+        launchers.append(getattr(args, 'launcher', 'none'))
+
+    status = exit_status(parse, run_in_process)
+    if status == 0 and launchers != ['none']:
         from ..engine.launch import work_is_done  # imports torch
 
         work_is_done()
-    return 0
-
-
-def _stdout_is_closed() -> bool:
-    """Return whether stdout is a pipe that nobody reads."""
-    poll = select.poll()
-    poll.register(_STDOUT, 0)  # errors are always reported
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    return status

@@ -174,10 +174,12 @@ class PerClassCocoMetric(CocoMetric):
                 yield detection
 
     def _count_objects(self) -> list[int]:
-        """Return the number of objects of each class, without crowds."""
+        """Return the number of objects of each class in the evaluated images, without crowds."""
         counts = dict.fromkeys(self.cat_ids, 0)
+        evaluated = set(self._evaluated)
         for entry in self._coco_api.dataset['annotations']:
-            if entry['category_id'] in counts and not entry.get('iscrowd'):
+            if (entry['image_id'] in evaluated and entry['category_id'] in counts
+                    and not entry.get('iscrowd')):
                 counts[entry['category_id']] += 1
         return list(counts.values())
 

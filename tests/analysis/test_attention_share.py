@@ -77,6 +77,7 @@ def test_members_of_efficientvit(tmp_path, clock, capsys):
     assert len(clock) == before  # reused
 
 
+@pytest.mark.slow
 def test_deit_like_models(tmp_path, clock):
     found = analyze(tmp_path, 'deit', shares=(0.5, 1), shape=(32, 32))
     assert found['0.50']['widths'] == [192, 64, 768] and found['0.50']['layers'] == 24
@@ -85,6 +86,7 @@ def test_deit_like_models(tmp_path, clock):
     assert not list(tmp_path.glob('arch_share_*'))
 
 
+@pytest.mark.slow
 def test_real_clock(tmp_path):
     """With a wide tolerance, because two rounds on a busy machine are not precise."""
     found = analyze(tmp_path, shares=(0.27,), tolerance=0.9)

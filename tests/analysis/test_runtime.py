@@ -111,9 +111,10 @@ def test_whole_models(repository, config, train):
     step()
     found = profile_step(step, CPU)
     assert found.kinds[COMPUTE] > 0
-    # Pooling and interpolation are small, but not the RoIAlign of Mask R-CNN.
+    # Pooling and interpolation are small, but not the RoIAlign of Mask R-CNN; the Python of folded
+    # convolutions is not either, next to images of 64x64.
     known = sum(time for (kind, name), time in found.times.items()
-                if kind == OTHER and 'roi_align' in name)
+                if kind == OTHER and ('roi_align' in name or '_ConvFrozenBN' in name))
     assert not [name for kind, name in found.times if kind == OTHER and 'Fold' in name]
     assert (found.kinds[OTHER] - known) / found.total < 0.15
     if train:

@@ -189,8 +189,8 @@ class TestRunning:
 
 
 class TestOpenMMLabsScripts:
-    @pytest.mark.parametrize('base', [
-        DETECTOR, pytest.param(SEGMENTOR, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize('base', [DETECTOR, SEGMENTOR])
     def test_browse_dataset(self, base, config, run_script, tmp_path):
         # Without bases, for each of which a process parses mmdet's metafiles again.
         Config.fromfile(config(base)).dump(tmp_path / 'flat.py')

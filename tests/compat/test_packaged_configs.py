@@ -45,15 +45,20 @@ def test_an_unknown_name(config):
         Config.fromfile(path)
 
 
+@pytest.mark.parametrize('name', [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',  # in a metafile
+    'mmdet::_base_/schedules/schedule_1x.py', 'mmseg::_base_/models/upernet_r50.py'])
+def test_the_files_of_mmengine(name):
+    path, scope = Config._get_cfg_path(name, '')
+    expected, expected_scope = Config._get_cfg_path.__wrapped__(name, '')
+    assert Path(path).samefile(expected) and scope == expected_scope
+
+
 def test_a_fork_that_is_published_under_another_name(monkeypatch):
     """mmengine looks for the distributions mmdet and mmsegmentation."""
-    name = 'mmseg::_base_/models/upernet_r50.py'
-    expected = Config._get_cfg_path(name, '')
-    asked = []
-    monkeypatch.setattr('mmengine.config.config.is_installed', asked.append)
-    path, scope = Config._get_cfg_path(name, '')
-    assert len(asked) == 1 and scope == expected[1] == 'mmseg'
-    assert Path(path).is_file() and Path(path).samefile(expected[0])
+    monkeypatch.setattr('mmengine.config.config.is_installed', lambda package: False)
+    path, scope = Config._get_cfg_path('mmseg::_base_/models/upernet_r50.py', '')
+    assert scope == 'mmseg' and Path(path).is_file()
     with pytest.raises(FileNotFoundError, match=r'no such file: .*none\.py \(mmseg::.* mine'):
         Config._get_cfg_path('mmseg::_base_/none.py', 'mine.py')
     with pytest.raises(ModuleNotFoundError, match='mmrotate is not installed'):

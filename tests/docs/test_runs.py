@@ -164,7 +164,7 @@ class Inputs:
             r'model\.safetensors': lambda: self.timm,
             r'image\.jpg': lambda: self.images / 'n00000000' / 'image.jpg',
             r'data/shapes(?=/)': lambda: self.shapes,
-            r'photos(?= )': lambda: self.photos,
+            r'photos(?= |/\*)': lambda: self.photos,
             r'photos(?=/train\.json)': lambda: self.coco_photos,
             r'VOC2007': lambda: self.voc,
             r'my_data\.yaml': lambda: self.yolo}

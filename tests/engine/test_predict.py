@@ -1,5 +1,8 @@
 """Models that are built and loaded to predict with."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model
 from torch import nn
 
+from evit_mm.cli.main import main
 from evit_mm.engine.config import load_config
 from evit_mm.errors import CheckpointError, ConfigError, UserError
 from evit_mm.predict import load_model
@@ -174,6 +178,33 @@ def test_images_that_can_not_be_prepared(config, picture):
     config.test_dataloader = config.test_pipeline = None
     with pytest.raises(ConfigError, match='has no test_dataloader with a pipeline'):
         load_model(config)(picture)
+
+
+def test_images_that_are_too_narrow_to_resize(config):
+    with pytest.raises(UserError, match="an image of 1x3000 pixels can't be prepared as the "):
+        load_model(config)(np.zeros((3000, 1, 3), np.uint8))
+
+
+def test_the_command(config_file, trained, shapes, tmp_path, monkeypatch, capsys):
+    """A folder with its pictures, one of which is damaged."""
+    photos = tmp_path / 'photos'
+    shutil.copytree(shapes / 'val2017', photos / 'day')
+    (photos / 'broken.jpg').write_text('no picture')
+    monkeypatch.chdir(tmp_path)
+    assert main(['predict', str(config_file), trained.checkpoint, 'photos', '--score-thr', '0.06',
+                 '--batch-size', '3', '--classes', 'circle', 'star']) == 2
+    printed = capsys.readouterr()
+    assert '4 pictures: ' in printed.out
+    assert 'broken.jpg: it is not an image' in printed.err
+    content = json.loads((tmp_path / 'predictions/predictions.json').read_text())
+    assert [image['file_name'] for image in content['images']] == sorted(
+        f'day/{path.name}' for path in (shapes / 'val2017').iterdir())
+    # They are those of the model in Python.
+    model = load_model(config_file, trained.checkpoint)
+    results = model(sorted((shapes / 'val2017').iterdir()), score_threshold=0.06,
+                    classes=['circle', 'star'])
+    assert sum(map(len, results)) == len(content['annotations'])
+    assert len(list((tmp_path / 'predictions/pictures/day').iterdir())) == 4
 
 
 def test_devices(config, monkeypatch):

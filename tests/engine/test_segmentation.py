@@ -16,7 +16,8 @@ TRAINING = {
 NO_DROPOUT = {'model.decode_head.dropout_ratio': 0.0, 'model.auxiliary_head.dropout_ratio': 0.0}
 SHAPES = {f'{split}_dataloader.dataset.pipeline.{step}.scale': (96, 96)
           for split, step in (('train', 2), ('val', 1), ('test', 1))} | {
-    'model.data_preprocessor.size': (96, 96)}
+    'model.data_preprocessor.size': (96, 96),
+    'model.decode_head.channels': 64, 'model.auxiliary_head.channels': 64}
 CROPS_OF_64 = {
     'train_dataloader.dataset.pipeline.2.scale': (256, 64),
     'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),

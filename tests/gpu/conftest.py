@@ -34,18 +34,6 @@ def cuda(device: torch.device) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off, whose ten bits would hide mistakes."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, value in zip(backends, before, strict=True):
-        backend.allow_tf32 = value
-
-
-@pytest.fixture(autouse=True)
 def _no_earlier_run() -> Iterator[None]:
     with fresh_registries():
         yield

@@ -85,14 +85,18 @@ def test_testing(trained, config_file, shapes, tmp_path):
 
 def test_prediction(trained, config_file, shapes, device):
     """A checkpoint of the device loads on the CPU, and predicts the same there."""
-    picture = str(next((shapes / 'val2017').glob('*.jpg')))
-    scores = []
+    pictures = sorted((shapes / 'val2017').glob('*.jpg'))
+    results = []
     for place in (device, 'cpu'):
-        model = load_model(config_file, trained / 'epoch_2.pth', device=place).module
-        model.test_cfg.score_thr = 0.0
-        assert next(model.parameters()).device.type == torch.device(place).type
-        scores.append(inference_detector(model, picture).pred_instances.scores.cpu())
-    torch.testing.assert_close(*(one.sort().values for one in scores), rtol=1e-2, atol=1e-3)
+        model = load_model(config_file, trained / 'epoch_2.pth', device=place)
+        model.module.test_cfg.score_thr = 0.0
+        assert next(model.module.parameters()).device.type == torch.device(place).type
+        results.append(model(pictures, score_threshold=0, batch_size=2))
+    for one, other in zip(*results, strict=True):
+        assert len(one) > 50
+        assert one.scores == pytest.approx(other.scores, rel=1e-2, abs=1e-3)
+        detected = inference_detector(model.module, one.source).pred_instances
+        assert other.scores == pytest.approx(detected.scores.numpy())
 
 
 def test_a_process_group(trained, config_file, shapes, tmp_path, device):

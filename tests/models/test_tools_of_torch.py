@@ -93,7 +93,7 @@ def test_jit_trace(model):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('size', [256, 224])
+@pytest.mark.parametrize('size', [256, pytest.param(224, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('dynamo', [False, True])
 def test_onnx(model, size, dynamo, tmp_path):
     pytest.importorskip('onnxscript')

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / 'evit_runtime'
 FORBIDDEN = ('evit_mm', 'mmcv', 'mmdet', 'mmengine', 'mmseg', 'torch', 'torchvision')
 # What the modules import, and what their functions import when they are called.
 ALLOWED = {'cv2', 'numpy', 'PIL', 'evit_runtime'}
-WHEN_CALLED = {'gradio', 'matplotlib', 'onnxruntime', 'openvino', 'supervision', 'tqdm', 'trackers'}
+WHEN_CALLED = {'gradio', 'matplotlib', 'onnxruntime', 'openvino', 'starlette', 'supervision',
+               'tqdm', 'trackers'}
 REFUSE = f"""
 import sys
 
@@ -68,3 +69,8 @@ def test_every_module_is_imported_without_torch():
 def test_importing_the_package_is_cheap():
     assert run('import evit_runtime\nprint("numpy" in sys.modules, evit_runtime.__version__)') \
         == f'False {__import__("evit_runtime").__version__}\n'
+
+
+def test_namespaces_stay_in_the_command_line():
+    for path in PACKAGE.rglob('*.py'):
+        assert path.name == 'cli.py' or 'Namespace' not in path.read_text(), path.name

@@ -50,6 +50,7 @@ def mmdet_tool(script, name, *arguments, cwd):
                   PYTHONPATH=str(Path(evit_mm.__file__).parents[1]))
 
 
+@pytest.mark.slow
 def test_mmdetections_own_tools(script, own_config, trained, tmp_path):
     """Their checks come before anything is trained or tested."""
     own_config(**{'train_cfg.max_epochs': 1}).dump(tmp_path / 'good.py')

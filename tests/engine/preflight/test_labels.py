@@ -189,7 +189,9 @@ def unsampled(monkeypatch):
                         partial(preflight.check_label_maps, limit=0))
 
 
-@pytest.mark.parametrize('damage,fragment', DAMAGES)
+@pytest.mark.parametrize('damage,fragment', [
+    *DAMAGES[2:3], *(pytest.param(*row, marks=pytest.mark.slow) for row in (*DAMAGES[:2],
+                                                                            *DAMAGES[3:]))])
 def test_errors_in_a_worker_process(built, third, damage, fragment):
     """torch wraps a worker's error in a traceback."""
     dataset = built()
