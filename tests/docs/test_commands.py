@@ -167,7 +167,8 @@ def test_list_of_published_weights(capsys):
     assert printed in (REPOSITORY / 'docs' / 'weights.md').read_text()
 
 
-@pytest.mark.parametrize('command', ['train', 'test', 'predict', 'app', 'convert', 'data'])
+@pytest.mark.parametrize('command', ['train', 'test', 'predict', 'app', 'export', 'convert',
+                                     'data'])
 def test_every_flag_is_documented(command):
     page = (REPOSITORY / 'docs' / 'command-line.md').read_text()
     section = page.split(f'## `evit-mm {command}`')[1].split('\n## ')[0]

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
 PAGES += sorted((REPOSITORY / 'docs').glob('*.md'))
 PUBLIC = {'ARCHS', 'EfficientViT', 'EfficientViTFPN', '__version__', 'convert_checkpoint', 'deploy',
-          'list_weights', 'load_model', 'test', 'train'}
+          'export', 'list_weights', 'load_model', 'test', 'train'}
 
 
 def without_code(text: str) -> str:

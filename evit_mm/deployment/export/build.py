@@ -11,7 +11,7 @@ from .backbone import FeatureMaps
 from .dense import DenseDetector, DetectorNetwork, build_dense_boxes, build_dense_head
 from .inputs import ImageInput
 from .portable import make_portable
-from .segmentor import build_segmentor
+from .segmentor import build_segmentor, check_segmentor
 from .two_stage import build_two_stage
 
 __all__ = ['build_module', 'network_parts', 'size_divisor']
@@ -36,9 +36,10 @@ def build_module(model: Any, *, any_size: bool) -> nn.Module:
     if not hasattr(model, 'data_preprocessor'):
         raise ConfigError(f'a {type(model).__name__} can\'t be exported: only detectors, '
                           'segmentors and the backbone can')
-    inputs = _build_inputs(model.data_preprocessor)
     if hasattr(model, 'decode_head'):
-        return make_portable(build_segmentor(model, inputs)).eval()
+        check_segmentor(model)
+        return make_portable(build_segmentor(model, _build_inputs(model.data_preprocessor))).eval()
+    inputs = _build_inputs(model.data_preprocessor)
     return make_portable(_build_detector(model, inputs, any_size=any_size)).eval()
 
 

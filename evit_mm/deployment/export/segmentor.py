@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from .inputs import ImageInput
 
-__all__ = ['Segmentor', 'SegmentorNetwork', 'build_segmentor']
+__all__ = ['Segmentor', 'SegmentorNetwork', 'build_segmentor', 'check_segmentor']
 
 
 class Segmentor(nn.Module):
@@ -81,12 +81,8 @@ class SegmentorNetwork(nn.Module):
         return self.head(features).float()
 
 
-def build_segmentor(model: Any, inputs: ImageInput) -> Segmentor:
-    """Build the exported form of MMSegmentation's encoder and decoder.
-
-    Args:
-        model: The segmentor.
-        inputs: The normalisation.
+def check_segmentor(model: Any) -> None:
+    """Check that a segmentor computes its label map as `Segmentor` does.
 
     Raises:
         ConfigError: If a part of it computes in a way that is not known.
@@ -105,6 +101,16 @@ def build_segmentor(model: Any, inputs: ImageInput) -> Segmentor:
         raise ConfigError(f'test_cfg.mode={model.test_cfg["mode"]!r} of this config can\'t be '
                           'exported, because the number of windows depends on the image: pass '
                           '--cfg-options model.test_cfg.mode=whole')
+
+
+def build_segmentor(model: Any, inputs: ImageInput) -> Segmentor:
+    """Build the exported form of MMSegmentation's encoder and decoder.
+
+    Args:
+        model: The segmentor, which `check_segmentor` has accepted.
+        inputs: The normalisation.
+    """
+    head = model.decode_head
     threshold = head.threshold if model.out_channels == 1 else None
     return Segmentor(inputs, SegmentorNetwork(model.backbone, getattr(model, 'neck', None), head),
                      threshold=threshold, align_corners=head.align_corners)

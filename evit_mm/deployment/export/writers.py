@@ -76,10 +76,15 @@ def to_program(module: nn.Module, signature: Signature) -> torch.export.Exported
 def to_onnx(module: nn.Module, signature: Signature, outputs: Sequence[str]) -> Any:
     """Return a module as an ONNX program, with NMS and everything else inside."""
     with torch.no_grad(), _quiet():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             to_program(module, signature), (), input_names=list(signature.names),
             output_names=list(outputs), opset_version=OPSET, dynamo=True,
             custom_translation_table=onnx_translations(), verbose=False)
+    # Where each node comes from, with the paths of this machine, is half of a small file.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    return program
 
 
 @contextmanager

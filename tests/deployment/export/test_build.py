@@ -6,7 +6,9 @@ from small_models import DENSE, SEGMENTORS, TWO_STAGE, small_config, small_model
 
 from evit_mm.deployment.export.build import build_module, size_divisor
 from evit_mm.deployment.export.verify import drawn_image
+from evit_mm.engine.config import load_config
 from evit_mm.errors import ConfigError
+from evit_mm.predict import load_model
 
 SIZES = [(96, 160), (64, 64), (90, 131)]
 
@@ -135,6 +137,15 @@ def test_what_cannot_be_exported_is_named(change, message):
     change(config)
     with pytest.raises(ConfigError, match=message):
         build_module(small_model('retinanet', config).module, any_size=False)
+
+
+@pytest.mark.parametrize(('name', 'part'), [
+    ('dino_evit_m4_coco', 'the detector DINO'),
+    ('mask2former_evit_m4_ade20k', 'the head Mask2FormerHead')])
+def test_a_ready_config_that_cannot_be_exported_yet(name, part):
+    config = load_config(name, {'model.backbone.init_cfg': None})
+    with pytest.raises(ConfigError, match=f'{part} of this config can\'t be exported yet'):
+        build_module(load_model(config, check=False).module, any_size=True)
 
 
 def test_a_sliding_segmentor_is_refused():

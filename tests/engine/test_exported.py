@@ -1,0 +1,105 @@
+"""Exported files are tested with the data and the metrics of a config."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+
+from evit_mm import engine
+from evit_mm.deployment.export import export
+from evit_mm.engine.exported import ExportedPredictor, check_exported_classes
+from evit_mm.errors import ConfigError, UserError
+from evit_runtime.exported import ExportedModel
+from evit_runtime.metadata import Metadata
+from evit_runtime.preprocess import Preprocessing
+
+
+class Session:
+    """A session that finds one object, as large as its image."""
+
+    backend = 'none'
+    inputs = ('images', 'sizes')
+    outputs = ('boxes', 'scores', 'labels')
+
+    def __init__(self):
+        self.given = []
+
+    def run(self, inputs):
+        self.given.append(inputs)
+        sizes = inputs['sizes'].astype(np.float32)
+        boxes = np.concatenate((np.zeros_like(sizes), sizes[:, ::-1]), axis=1)[:, None]
+        count = len(sizes)
+        return {'boxes': boxes, 'scores': np.full((count, 1), 0.5, np.float32),
+                'labels': np.ones((count, 1), np.int64)}
+
+
+@pytest.fixture
+def predictor(monkeypatch):
+    def build(**values):
+        metadata = Metadata(task='detection', inputs=Session.inputs, outputs=Session.outputs,
+                            class_names=('cat', 'dog'), preprocessing=Preprocessing(**values))
+        model = ExportedModel(Session(), metadata)
+        monkeypatch.setattr('evit_mm.engine.exported.load_exported', lambda path: model)
+        return ExportedPredictor('model.onnx')
+
+    return build
+
+
+def test_a_file_for_any_size_takes_the_images_of_the_pipeline(predictor):
+    model = predictor(divisor=32)
+    images = [torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8) for _ in range(2)]
+    samples = [BaseDataElement(metainfo=dict(img_shape=(40, 60), ori_shape=(80, 180),
+                                             scale_factor=(1 / 3, 0.5))) for _ in images]
+    for sample in model.test_step(dict(inputs=images, data_samples=samples)):
+        np.testing.assert_allclose(sample.pred_instances.bboxes, [[0, 0, 180, 80]], rtol=1e-6)
+        assert sample.pred_instances.labels.tolist() == [1]
+    given = model.model.session.given
+    assert len(given) == 1  # both images at once
+    assert given[0]['images'].shape == (2, 64, 64, 3)
+    assert np.array_equal(given[0]['images'][1, :40, :60], images[1].permute(1, 2, 0))
+    assert given[0]['sizes'].tolist() == [[40, 60]] * 2
+
+
+def test_a_file_of_a_fixed_size_reads_the_images_itself(predictor, tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((80, 180, 3), np.uint8))
+    model = predictor(size=(64, 64))
+    sample = BaseDataElement(metainfo=dict(img_path=str(tmp_path / 'a.png')))
+    found, = model.test_step(dict(inputs=[torch.zeros((3, 7, 7))], data_samples=[sample]))
+    np.testing.assert_allclose(found.pred_instances.bboxes, [[0, 0, 180, 80]], atol=2)
+    assert model.model.session.given[0]['images'].shape == (1, 64, 64, 3)
+
+
+def test_classes_that_differ_are_named(predictor):
+    class Dataset:
+        metainfo = dict(classes=('cat', 'horse'))
+
+    with pytest.raises(ConfigError, match='dog and horse'):
+        check_exported_classes(predictor().model, Dataset())
+
+
+def test_flags_that_change_the_model_are_refused(predictor, config_file, shapes, tmp_path,
+                                                 monkeypatch):
+    monkeypatch.setattr('evit_mm.engine.run.load_exported', lambda path: predictor().model)
+    with pytest.raises(UserError, match='is tested as it is'):
+        engine.test(config_file, 'model.onnx', data_root=shapes, work_dir=tmp_path, tta=True)
+
+
+@pytest.mark.slow
+def test_metrics_equal_those_of_pytorch(trained, detection, config_file, shapes, tmp_path):
+    options = dict(data_root=shapes, work_dir=tmp_path, cfg_options=detection)
+    expected = engine.test(config_file, trained.checkpoint, out=tmp_path / 'expected.pkl',
+                           **options)
+    path = export(config_file, trained.checkpoint, out=tmp_path / 'model.onnx',
+                  cfg_options=detection)
+    found = engine.test(config_file, path, out=tmp_path / 'found.pkl', **options)
+    assert found == pytest.approx(expected, abs=1e-3)
+    one, other = (pickle.loads((tmp_path / f'{name}.pkl').read_bytes())
+                  for name in ('expected', 'found'))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(torch.as_tensor(b['pred_instances']['scores']),
+                                   torch.as_tensor(a['pred_instances']['scores']),
+                                   atol=1e-3, rtol=0)
