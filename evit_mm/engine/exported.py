@@ -82,20 +82,25 @@ class ExportedPredictor(BaseModel):
             mode: As in mmengine; only ``'predict'`` works.
         """
         assert mode == 'predict' and data_samples is not None
-        prepared = [self._prepared(image, sample.metainfo)
+        # MMDetection pads a batch to its largest image, which has an influence on what is found
+        # near the border; MMSegmentation has batches of one size.
+        largest = [max(image.shape[axis] for image in inputs) for axis in (1, 2)]
+        prepared = [self._prepared(image, sample.metainfo, largest)
                     for image, sample in zip(inputs, data_samples, strict=True)]
         results = self.model.predict_prepared(prepared, 0.0)
         for sample, result in zip(data_samples, results, strict=True):
             _put(result, sample)
         return list(data_samples)
 
-    def _prepared(self, image: torch.Tensor, metainfo: dict[str, Any]) -> Prepared:
+    def _prepared(self, image: torch.Tensor, metainfo: dict[str, Any],
+                  largest: Sequence[int]) -> Prepared:
         rule = self.model.metadata.preprocessing
         if rule.size is not None:
             return rule(read_image(metainfo['img_path']))
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
         size = pixels.shape[:2]
-        rows, columns = (-(-length // rule.divisor) * rule.divisor for length in size)
+        padded_to = largest if 'sizes' in self.model.metadata.inputs else size
+        rows, columns = (-(-length // rule.divisor) * rule.divisor for length in padded_to)
         padded = np.empty((rows, columns, 3), np.uint8)
         padded[:] = rule.fill
         padded[:size[0], :size[1]] = pixels

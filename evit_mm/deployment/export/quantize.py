@@ -27,8 +27,14 @@ def quantize(model: Any, samples: Iterable[dict[str, Any]]) -> Any:
     except ImportError as error:
         raise UserError('--precision int8 needs nncf, which is not installed: pip install '
                         '"evit-mm[export]"') from error
+    from openvino.passes import ConstantFolding, Manager
+
     nncf.set_log_level(logging.ERROR)
     data = list(samples)
+    # nncf takes a part of a constant, such as the bias of one head, for an embedding, and fails.
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
     return nncf.quantize(
         model, nncf.Dataset(data), subset_size=len(data), preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=nncf.IgnoredScope(names=names_after_network(model), validate=False))

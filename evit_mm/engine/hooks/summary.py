@@ -86,7 +86,10 @@ def _describe_dataset(dataset: Any) -> str:
 
 
 def _describe_device(model: nn.Module) -> str:
-    device = next(model.parameters()).device
+    parameter = next(model.parameters(), None)
+    if parameter is None:  # an exported file
+        return 'that of the file\'s runtime'
+    device = parameter.device
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{device.type}, {_count(torch.get_num_threads(), "thread")}'
