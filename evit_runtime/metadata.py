@@ -30,6 +30,7 @@ class Metadata:
         palette: A colour (red, green, blue) for each.
         precision: ``'fp32'``, ``'fp16'``, ``'bf16'`` or ``'int8'``.
         score_threshold: Objects with a lower score are left out inside the file.
+        max_objects: Most objects of an image.
         nms: The suppression inside the file.
         mask_threshold: Probability from which a pixel belongs to a mask.
         strides: Of a backbone, the stride of each output.
@@ -46,6 +47,7 @@ class Metadata:
     palette: tuple[Colour, ...] = ()
     precision: str = 'fp32'
     score_threshold: float = 0.0
+    max_objects: int = 0
     nms: dict[str, Any] = field(default_factory=dict)
     mask_threshold: float = 0.5
     strides: tuple[int, ...] = ()

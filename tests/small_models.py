@@ -98,7 +98,9 @@ def sharpen(model: nn.Module) -> None:
                                                   'conv_logits', 'retina_cls', 'conv_cls'))
             if name.endswith('weight') and parameter.ndim > 1:
                 factor = 0.4 if 'retina' in name else 8.0 if 'conv_seg' in name else 2.0
-                spread = (factor if is_last else 1.5) / parameter[0].numel() ** 0.5
+                # Large offsets would let the steps of a cascade magnify rounding.
+                factor = 0.4 if 'fc_reg' in name else factor if is_last else 1.5
+                spread = factor / parameter[0].numel() ** 0.5
                 nn.init.normal_(parameter, 0, spread, generator=generator)
             elif is_last:
                 nn.init.normal_(parameter, -1, 0.01 if 'seg' in name else 0.3,

@@ -252,12 +252,18 @@ def _metadata(module: Any, model: Any, predictor: Any, rule: Preprocessing, task
         batch=None if is_dynamic else batch_size,
         class_names=predictor.class_names if predictor is not None else (),
         palette=predictor.palette if predictor is not None else (), precision=precision,
-        score_threshold=float(test_cfg.get('score_thr', 0)), nms=dict(test_cfg.get('nms') or {}),
+        score_threshold=float(test_cfg.get('score_thr', 0)), max_objects=_max_objects(module),
+        nms=dict(test_cfg.get('nms') or {}),
         mask_threshold=float(test_cfg.get('mask_thr_binary', 0.5)),
         strides=tuple(getattr(model, 'out_strides', ())) if predictor is None else (),
         model=Path(os.fspath(config)).stem,
         versions={name: found for name in ('evit-mm', 'torch', 'onnx', 'openvino', 'nncf')
                   if (found := _version(name))} | {'opset': str(OPSET)})
+
+
+def _max_objects(module: Any) -> int:
+    boxes = getattr(module, 'detect', None) or getattr(module, 'decode', None)
+    return boxes.suppress.count if boxes is not None else 0
 
 
 def _version(package: str) -> str | None:
@@ -396,7 +402,7 @@ def _verify(path: Path, metadata: Metadata, picture: Any, expected: Any, out: Pa
                                       metadata.precision)
     else:
         difference = compare_results(expected, model([picture], score_threshold=0.0)[0],
-                                     metadata.precision)
+                                     metadata)
     report(f'compared with PyTorch by {session.backend}: {difference.text}')
     require(difference, metadata.precision, os.fspath(out))
 

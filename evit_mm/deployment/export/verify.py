@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evit_runtime.metadata import Metadata
 from evit_runtime.results import Result
 
 from ...errors import UserError
@@ -19,6 +20,10 @@ _LIKE = {'fp32': 'the same up to rounding', 'fp16': 'almost the same', 'bf16': '
 _BOUNDS = {'fp32': (0.02, 0.001, 1e-3), 'fp16': (0.1, 0.02, 0.05), 'bf16': (0.2, 0.05, 0.2),
            'int8': (0.4, 0.2, 0.5)}
 _BOX, _SCORE, _MASK = 0.5, 1e-3, 0.99  # pixels, and IoU
+# How much a score may change, so that an object is in one list and beyond the end of the other; and
+# the IoU from which two boxes are the same object.
+_MARGIN = {'fp32': _SCORE, 'fp16': 0.01, 'bf16': 0.05, 'int8': 0.15}
+_SAME = {'fp32': 0.9, 'fp16': 0.9, 'bf16': 0.7, 'int8': 0.5}
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,20 @@ class Difference:
     is_within_bounds: bool
 
 
-def compare_results(expected: Result, found: Result, precision: str) -> Difference:
-    """Compare the result of an exported model with that of the model in PyTorch."""
+def compare_results(expected: Result, found: Result, metadata: Metadata) -> Difference:
+    """Compare the result of an exported model with that of the model in PyTorch.
+
+    Args:
+        expected: The result of PyTorch, with all objects that the model finds.
+        found: The same of the exported model.
+        metadata: What the exported file says about itself.
+    """
     if expected.label_map is not None:
         assert found.label_map is not None
         share = float((expected.label_map != found.label_map).mean())
         return Difference(f'{1 - share:.4%} of the pixels have the same class',
-                          share <= _BOUNDS[precision][1])
-    return _compare_objects(expected, found, precision)
+                          share <= _BOUNDS[metadata.precision][1])
+    return _compare_objects(expected, found, metadata)
 
 
 def compare_features(expected: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]],
@@ -53,14 +64,15 @@ def compare_features(expected: list[npt.NDArray[Any]], found: list[npt.NDArray[A
                       worst <= _BOUNDS[precision][2])
 
 
-def _compare_objects(expected: Result, found: Result, precision: str) -> Difference:
+def _compare_objects(expected: Result, found: Result, metadata: Metadata) -> Difference:
+    precision = metadata.precision
     assert expected.boxes is not None and found.boxes is not None
     assert expected.scores is not None and found.scores is not None
-    # The last objects of a list that is cut off at a number depend on rounding.
-    both = (expected, found)
-    lowest = max((float(each.scores[-1]) for each in both  # type: ignore[index]
-                  if each.scores is not None and len(each.scores)), default=0.0) + _SCORE
-    pairs, missing = _match(expected, found, 0.5 if precision == 'int8' else 0.9)
+    # Rounding moves objects across the end of a list, which a score or a number sets.
+    ends = [float(each[-1]) for each in (expected.scores, found.scores)
+            if len(each) == metadata.max_objects]
+    lowest = max(metadata.score_threshold, *ends, 0.0) + _MARGIN[precision]
+    pairs, missing = _match(expected, found, _SAME[precision])
     missing = [index for index in missing if expected.scores[index] > lowest]
     matched = {other for _, other in pairs}
     more = [index for index in range(len(found.boxes))

@@ -80,6 +80,7 @@ def to_onnx(module: nn.Module, signature: Signature, outputs: Sequence[str]) -> 
             to_program(module, signature), (), input_names=list(signature.names),
             output_names=list(outputs), opset_version=OPSET, dynamo=True,
             custom_translation_table=onnx_translations(), verbose=False)
+    assert program is not None
     # Where each node comes from, with the paths of this machine, is half of a small file.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()

@@ -23,7 +23,7 @@ def check(model, expected_model, images):
     found = model(images, score_threshold=0.0)
     expected = expected_model(images, score_threshold=0.0)
     for one, other in zip(expected, found, strict=True):
-        difference = compare_results(one, other, 'fp32')
+        difference = compare_results(one, other, model.metadata)
         assert difference.is_within_bounds, difference.text
     assert sum(map(len, expected))
 
@@ -39,7 +39,7 @@ def test_a_file_for_any_size_gives_the_results_of_pytorch(name, exported, weight
     batch = model(images, score_threshold=0.0, batch_size=3)
     single = model(images, score_threshold=0.0)
     for one, other in zip(batch, single, strict=True):
-        assert compare_results(one, other, 'fp32').is_within_bounds
+        assert compare_results(one, other, model.metadata).is_within_bounds
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_the_metadata_says_what_the_file_is(exported):
     assert content['preprocessing']['size'] == [96, 160] and content['batch'] == 2
     assert len(content['class_names']) == len(content['palette']) == 5
     assert content['nms'] == {'type': 'nms', 'iou_threshold': 0.5}
-    assert content['score_threshold'] == 0.05
+    assert content['score_threshold'] == 0.05 and content['max_objects'] == 20
     assert content['preprocessing']['divisor'] == 32
     assert {'evit-mm', 'torch', 'opset'} <= content['versions'].keys()
     assert b'site-packages' not in path.read_bytes()  # paths of the machine that wrote it
@@ -119,8 +119,9 @@ def test_half_precision_halves_the_file(exported, weights, picture):
                    for precision in ('fp32', 'fp16'))
     assert half.stat().st_size < 0.8 * whole.stat().st_size
     expected = load_model(*weights('retinanet'))([picture(90, 160)], score_threshold=0.0)[0]
-    found = load_exported(half)([picture(90, 160)], score_threshold=0.0)[0]
-    assert compare_results(expected, found, 'fp16').is_within_bounds
+    model = load_exported(half)
+    found = model([picture(90, 160)], score_threshold=0.0)[0]
+    assert compare_results(expected, found, model.metadata).is_within_bounds
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_ready_configs(name, arch, tmp_path, picture):
         model = load_exported(path, backend=backend)
         found = model(images, score_threshold=0.0, batch_size=3)
         for one, other in zip(expected(images, score_threshold=0.0), found, strict=True):
-            difference = compare_results(one, other, 'fp32')
+            difference = compare_results(one, other, model.metadata)
             assert difference.is_within_bounds, difference.text
     path = export(config, checkpoint, out=tmp_path / 'fixed.onnx', size=(320, 416),
                   cfg_options=options)
