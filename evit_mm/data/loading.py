@@ -18,11 +18,12 @@ from mmengine.registry import TRANSFORMS
 
 from ..errors import UserError
 
-__all__ = ['CheckedLoadImage', 'check_images_while_loading']
+__all__ = ['CheckedLoadImage', 'check_images_while_loading', 'take_skipped_images']
 
 # With its module, so that other tools can use the config that a run saves in its work dir.
 _CHECKED_TYPE = f'{__name__}.CheckedLoadImage'
 # In the compressed pixels of a JPEG file, 0xFF stands before 0 or the number of a restart.
+_skipped: list[str] = []  # messages of the images that this process has passed over
 _JPEG_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 
 
@@ -112,6 +113,13 @@ def check_images_while_loading(config: Config) -> None:
                 replaced += 1
     print_log(f'{replaced} transforms check the images that they load', logger='current',
               level=logging.DEBUG)
+
+
+def take_skipped_images() -> list[str]:
+    """Return a message for each image that this process has passed over since the last call."""
+    messages = list(_skipped)
+    _skipped.clear()
+    return messages
 
 
 def _mappings(part: Any) -> Iterator[MutableMapping[str, Any]]:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..data.loading import check_images_while_loading
 from ..deployment.memory import keep_freed_memory
@@ -29,7 +29,7 @@ from .hooks.resumed_schedule import ResumedScheduleHook
 from .hooks.summary import SummaryHook
 from .initial_checkpoint import release_checkpoint, trained_classes
 from .launch import prepare_processes
-from .loops import resume_at_once
+from .loops import use_resuming_loops
 from .model_parts import parts, plain_model
 from .own_data import OwnData, use_own_data
 from .own_label_maps import OwnLabelMaps, use_label_maps
@@ -40,7 +40,9 @@ from .recipe import (
     fit_recipe,
     keep_best_checkpoint,
     warn_of_schedule,
+    write_safe_checkpoints,
 )
+from .resume_point import find_resume_point
 
 __all__ = ['test', 'train']
 
@@ -139,6 +141,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         else:
             apply_flags(config, flags)
         keep_best_checkpoint(config)
+        write_safe_checkpoints(config)
+        use_resuming_loops(config)
         if from_checkpoint:
             _start_from(config, from_checkpoint, resume=resume, from_scratch=from_scratch)
         on_cpu = get_device() == 'cpu'
@@ -163,7 +167,6 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
             config.auto_scale_lr['enable'] = True
         if _set_starting_point(config, resume):
             configure.without_pretrained_weights(config)
-            resume_at_once(config)
         elif resume:
             print_log(f'nothing to resume from in {config.work_dir}: the training starts anew',
                       logger='current', level=logging.WARNING)
@@ -348,13 +351,16 @@ def _create_folder(folder: _Path, flag: str) -> Path:
 
 
 def _set_starting_point(config: Config, resume: _Path | bool | None) -> bool:
-    """Set the checkpoint that a training starts from, and return whether it resumes."""
+    """Set the checkpoint that a training starts from, and return whether it resumes.
+
+    Raises:
+        CheckpointError: If none of the checkpoints to resume from is sound.
+    """
     if resume is True or resume == 'auto':
         config.resume, config.load_from = True, None
     elif resume:
         config.resume, config.load_from = True, os.fspath(resume)
-    return bool(config.get('resume') and (config.get('load_from')
-                                          or find_latest_checkpoint(config.work_dir)))
+    return bool(config.get('resume') and (config.get('load_from') or find_resume_point(config)))
 
 
 def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runner:

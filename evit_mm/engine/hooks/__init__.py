@@ -1,12 +1,13 @@
 """Hooks around a run, one file each.
 
 A config that names this module in ``custom_imports`` can use those that are registered:
-`BestCheckpointHook`, `MeanLossHook`, `PictureHook`, `PreflightHook`, `ProgressHook`, `ReportHook`
-and `ResumedScheduleHook`.
+`MeanLossHook`, `PictureHook`, `PreflightHook`, `ProgressHook`, `ReportHook`, `ResumedScheduleHook`
+and `SafeCheckpointHook`.
 """
 
 from .acceleration import AccelerationHook
 from .best_checkpoint import BestCheckpointHook
+from .checkpoint import SafeCheckpointHook
 from .first_iteration import FirstIterationHook
 from .mean_loss import MeanLossHook
 from .pictures import PictureHook
@@ -18,4 +19,4 @@ from .summary import SummaryHook
 
 __all__ = ['AccelerationHook', 'BestCheckpointHook', 'FirstIterationHook', 'MeanLossHook',
            'PictureHook', 'PreflightHook', 'ProgressHook', 'ReportHook', 'ResumedScheduleHook',
-           'SummaryHook']
+           'SafeCheckpointHook', 'SummaryHook']
