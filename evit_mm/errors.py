@@ -1,9 +1,12 @@
 """Errors that the tools print as one sentence without a traceback; any module may import them."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
-__all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError', 'one_line',
+__all__ = ['CheckpointError', 'ConfigError', 'Interrupted', 'LostProcessError',
+           'MissingCheckpointError', 'Terminated', 'UserError', 'is_full_disk', 'one_line',
            'translate_errors']
 
 
@@ -21,6 +24,22 @@ class CheckpointError(UserError, RuntimeError):
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """A checkpoint that does not exist; callers of mmengine's loaders expect FileNotFoundError."""
+
+
+class LostProcessError(UserError):
+    """Another process of a distributed run that can't be reached any more."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that Ctrl-C has ended; the message says what was saved."""
+
+
+class Terminated(SystemExit):
+    """A training that SIGTERM has ended; the message says what was saved."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 143  # 128 + SIGTERM, as shells report it
 
 
 @contextmanager
@@ -44,12 +63,22 @@ def translate_errors(*, pass_if: Callable[[], bool] = lambda: False) -> Iterator
         raise
     except Exception as error:
         if _lost_another_process(error):
-            raise UserError('another process of this run has failed; its own message says why'
-                            ) from error
+            raise LostProcessError(
+                'the connection to another process of this run broke off, as it has failed or was '
+                'killed: its own message, or the log of the launcher, says why') from error
+        if is_full_disk(error):
+            file = getattr(error, 'filename', None)
+            raise UserError(f'can\'t write {file or "a file"}: {error.strerror}; free some space '
+                            'and run it again: what was there before is kept') from error
         if pass_if():
             raise
         raise ConfigError(f'the config can\'t be used as it is: {one_line(error)} '
                           '(EVIT_MM_TRACEBACK=1 shows where)') from error
+
+
+def is_full_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Return whether an error says that a disk or a user's quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def one_line(error: BaseException) -> str:

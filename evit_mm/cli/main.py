@@ -3,13 +3,15 @@
 import argparse
 import os
 import select
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UserError
+from ..errors import Interrupted, Terminated, UserError, is_full_disk
 from ..version import __version__
 
 __all__ = ['COMMANDS', 'main', 'run_tool']
@@ -74,7 +76,8 @@ def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if a package is missing; 2 after a mistake of the user; 130 after
-        Ctrl-C; 141 if the reader of stdout is gone, as in ``| head -1``.
+        Ctrl-C; 143 after SIGTERM in a training, which saves a checkpoint; 141 if the reader of
+        stdout is gone, as in ``| head -1``.
     """
     command = COMMANDS[name]
     implementation = _implementation(command)
@@ -109,6 +112,9 @@ def _exit_status(parse: Callable[[], argparse.Namespace],
             raise
         print(f'error: {error} (EVIT_MM_TRACEBACK=1 shows where)', file=sys.stderr)
         return 1
+    except (Interrupted, Terminated) as stopped:  # a training, which says what it has saved
+        print(f'{stopped.args[0]}{_how_to_resume(args)}', file=sys.stderr)
+        return 130 if isinstance(stopped, Interrupted) else 143
     except KeyboardInterrupt:
         print('interrupted; what was saved is kept', file=sys.stderr)
         return 130
@@ -117,11 +123,31 @@ def _exit_status(parse: Callable[[], argparse.Namespace],
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for what is still buffered
         return 141
+    except OSError as error:
+        if show_traceback or not is_full_disk(error):
+            raise
+        print(f'error: can\'t write {error.filename or "a file"}: {error.strerror}; free some '
+              'space and run it again', file=sys.stderr)
+        return 2
     if getattr(args, 'launcher', 'none') != 'none':
         from ..engine.launch import work_is_done  # imports torch
 
         work_is_done()
     return 0
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    """Return the command that goes on with a training, as the end of a sentence."""
+    if getattr(args, 'launcher', 'none') != 'none':
+        return '; to go on, start it in the same way with --resume'
+    words = list(sys.argv[1:])
+    if '--resume' in words:  # with or without a checkpoint
+        place = words.index('--resume')
+        del words[place:place + 1 + (args.resume not in (None, 'auto'))]
+    words = [word for word in words if not word.startswith('--resume=')]
+    program = ['evit-mm'] if Path(sys.argv[0]).name in ('evit-mm', '__main__.py') \
+        else ['python', sys.argv[0]]
+    return f'; to go on: {shlex.join([*program, *words, "--resume"])}'
 
 
 def _stdout_is_closed() -> bool:

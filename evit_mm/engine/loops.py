@@ -146,6 +146,11 @@ class _ResumingLoop:
         if self._start is not None:
             self._start.resumed = None
 
+    def _end_workers(self) -> None:
+        """Let go of the workers; those that the garbage collector ends take 5 s each."""
+        if type(self.dataloader) is DataLoader and self._dataloader_config is not None:
+            self.dataloader._iterator = None
+
     def _renew_samplers(self, *, started: bool) -> None:
         """Build unused samplers with the seed of the checkpoint."""
         if self._dataloader_config is None:
@@ -245,7 +250,11 @@ class ResumingIterBasedTrainLoop(_ResumingLoop, IterBasedTrainLoop):
         if self.dataloader_iterator is None:
             self.dataloader_iterator = self._unwrapped(
                 _InfiniteDataloaderIterator(self.dataloader))
-        return super().run()
+        try:
+            return super().run()
+        finally:
+            self.dataloader_iterator = None
+            self._end_workers()
 
     def _unwrapped(self, batches: Any) -> Iterator[Any]:
         while True:
@@ -331,7 +340,10 @@ class ResumingEpochBasedTrainLoop(_ResumingLoop, EpochBasedTrainLoop):
         if self._iter > 0:
             self._renew_samplers(started=False)
             self._progress = self._resumed_progress()
-        return super().run()
+        try:
+            return super().run()
+        finally:
+            self._end_workers()
 
     def run_epoch(self) -> None:
         """Train for an epoch, or for the rest of one."""

@@ -35,8 +35,9 @@ class Points(Dataset):
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        moved = torch.rand(4) + random.random() + np.random.rand()
-        return dict(inputs=moved + int(index), data_samples=f'image_{int(index)}.jpg')
+        moved = torch.rand(4) + random.random() + np.random.rand() + int(index)
+        # Not as a tensor: torch ends workers that share one only after 5 s.
+        return dict(inputs=moved.numpy(), data_samples=f'image_{int(index)}.jpg')
 
 
 class Toy(BaseModel):
@@ -57,7 +58,7 @@ class Toy(BaseModel):
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'loss') -> Any:
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=self.bf16):
-            values = self.layers(torch.stack(list(inputs)))
+            values = self.layers(torch.from_numpy(np.stack(inputs)))
         if mode == 'predict':
             torch.rand(1)  # a validation draws random numbers too
             return [float(value) for value in values]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import shutil
 from collections import deque
@@ -69,6 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
     file_backend: Any
     keep_ckpt_ids: deque[int]
 
+    last_iteration: int | None = None  # of the latest checkpoint of this process
     _progress: list[Any] | None = None
 
     def before_train(self, runner: Any) -> None:
@@ -117,21 +117,24 @@ class SafeCheckpointHook(CheckpointHook):
             return
         super().after_val_epoch(runner, metrics)
 
-    def save_now(self, runner: Any) -> str:
-        """Save a checkpoint outside the interval, between two iterations.
+    def save_now(self, runner: Any, *, iteration: int, epoch: int) -> str:
+        """Save a checkpoint outside the interval, which the next regular one deletes.
 
-        The next regular checkpoint deletes it.
+        Args:
+            runner: The runner.
+            iteration: Number of iterations that are complete.
+            epoch: Number of epochs that are complete.
 
         Returns:
-            str: Its path.
+            str: Its path, or that of the latest checkpoint if it is of this iteration.
         """
-        path = self.file_backend.join_path(self.out_dir, f'iter_{runner.iter}.pth')
-        if path != self.last_ckpt:
+        if self.last_iteration != iteration:
+            name = f'iter_{iteration}.pth'
+            path = self.file_backend.join_path(self.out_dir, name)
             hub = runner.message_hub
-            if not self.file_backend.exists(path):
-                hub.update_info('passing_ckpts', [*_passing(hub), path])
-            self._write(runner, os.path.basename(path), dict(epoch=runner.epoch, iter=runner.iter))
-        return path
+            hub.update_info('passing_ckpts', [*_passing(hub), path])
+            self._write(runner, name, dict(epoch=epoch, iter=iteration))
+        return str(self.last_ckpt)
 
     # mmengine's two methods, whose order of deleting and writing is what this class changes; there
     # is nothing public to change it by.
@@ -173,6 +176,7 @@ class SafeCheckpointHook(CheckpointHook):
             save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
             backend_args=self.backend_args, **self.args)
         self._progress = None
+        self.last_iteration = meta['iter']
         if is_main_process():
             with write_atomically(Path(runner.work_dir) / 'last_checkpoint') as file:
                 file.write(str(self.last_ckpt))
