@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
 from ..errors import UserError
+from .image_limits import too_many_pixels
 
 __all__ = ['CheckedLoadImage', 'check_images_while_loading', 'skip_images_that_fail',
            'take_skipped_images']
@@ -95,7 +96,10 @@ class CheckedLoadImage(LoadImageFromFile):
 
     def _decode(self, content: bytes, path: str, flag: str) -> Any:
         reason = 'it is empty' if not content else f'{self.imdecode_backend} can\'t decode it'
-        if content:
+        large = too_many_pixels(content)
+        if large:
+            reason = large
+        elif content:
             try:
                 image = mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
                 if image is not None:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_the_message_names_host_and_process(other, tmp_path):
 def test_a_dead_process_blocks_nobody(other, tmp_path):
     child = other(tmp_path)
     os.kill(child, signal.SIGKILL)
-    while 'State:\tZ' not in open(f'/proc/{child}/status').read():
+    while 'State:\tZ' not in Path(f'/proc/{child}/status').read_text():
         time.sleep(0.01)
     with locked_folder(tmp_path, 'trains in'):
         assert (tmp_path / '.lock').read_text().startswith(f'process {os.getpid()} on ')

@@ -11,6 +11,8 @@ from itertools import islice
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from ..image_limits import too_many_pixels
+
 __all__ = ['ImageHeader', 'read_header', 'read_headers']
 
 _BATCH = 512  # files between two looks at the clock
@@ -52,6 +54,9 @@ def read_header(path: str) -> ImageHeader:
     """Read the header of an image file; a file that can't be read gives a header with an error."""
     try:
         with Image.open(path) as image:
+            large = too_many_pixels(image.size)
+            if large:  # before getexif(), which decodes a PNG file
+                return ImageHeader(error=large)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             return ImageHeader(image.width, image.height,
                                orientation if orientation in range(1, 9) else 1,
