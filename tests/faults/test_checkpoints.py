@@ -80,7 +80,9 @@ def die_in(window, number):
 
 @pytest.mark.parametrize('window', ['the bytes', 'the rename', 'after the rename', 'the pointer',
                                     'after the pointer', 'after the deletion'])
-@pytest.mark.parametrize('version', VERSIONS, ids=['iterations', 'epochs'])
+@pytest.mark.parametrize('version', [
+    pytest.param(VERSIONS[0], id='iterations'),
+    pytest.param(VERSIONS[1], id='epochs', marks=pytest.mark.faults)])
 def test_killed_while_writing(window, version, in_child, tmp_path):
     build(tmp_path / 'whole', **version).train()
 
@@ -100,11 +102,12 @@ def test_killed_while_writing(window, version, in_child, tmp_path):
     assert not [name for name in names if name.endswith('.tmp')]
 
 
-def test_killed_at_random(in_child, tmp_path):
+@pytest.mark.parametrize('number', [2, pytest.param(20, marks=pytest.mark.faults)])
+def test_killed_at_random(number, in_child, tmp_path):
     build(tmp_path / 'whole', length=30).train()
     state = random.Random(5)
     kills = 0
-    while kills < 3:
+    while kills < number:
         child = in_child(lambda: build(tmp_path / 'run', length=30, hooks=[Slow(0.02)],
                                        resume=bool(latest_checkpoint(tmp_path / 'run'))).train())
         time.sleep(state.uniform(0.05, 0.6))

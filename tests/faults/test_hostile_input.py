@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from faults.toy_training import build
+from mmengine.hooks import Hook
 from PIL import Image
 
 from evit_mm.checkpoint import pickle_limits
@@ -22,6 +23,7 @@ from evit_mm.checkpoint.safe_load import load_checkpoint_file
 from evit_mm.data.check.image_headers import read_headers
 from evit_mm.data.image_limits import too_many_pixels
 from evit_mm.data.loading import CheckedLoadImage
+from evit_mm.engine.hooks import NonFiniteHook, StopSignalHook
 from evit_mm.errors import CheckpointError, UserError
 
 
@@ -114,6 +116,7 @@ def test_a_compressed_checkpoint_is_refused(tmp_path):
         load_checkpoint_file(tmp_path / 'b.pth')
 
 
+@pytest.mark.faults
 def test_the_shared_cases(hostile_cases):
     code = ('import resource, sys; import evit_mm; '
             'from evit_mm.checkpoint.safe_load import load_checkpoint_file\n'
@@ -145,7 +148,8 @@ def test_sound_checkpoints_pass(tmp_path):
         pickle_limits.check_limits(path)
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.faults)
+                                       for seed in range(1, 20))])
 def test_damaged_pickles_raise_one_error(seed, tmp_path):
     """Of all kinds of damage, none ends in another error, and none takes long."""
     numbers = random.Random(seed)
@@ -203,3 +207,42 @@ def test_the_limit_can_be_moved(monkeypatch, tmp_path):
     with pytest.raises(UserError, match='EVIT_MM_MAX_PIXELS=many is not a number'):
         too_many_pixels(content)
 
+
+@pytest.mark.faults
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'bmp'])
+def test_damaged_images_raise_one_error(suffix, tmp_path):
+    """Of 50 damaged images of each kind, none ends in another error, and all name the file."""
+    numbers = random.Random(1)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    path = tmp_path / f'image.{suffix}'
+    Image.fromarray(pixels).save(path)
+    sound = path.read_bytes()
+    load = CheckedLoadImage()
+    for _ in range(50):
+        damaged = bytearray(sound)
+        for _ in range(numbers.randint(1, 8)):
+            damaged[numbers.randrange(min(len(damaged), 200))] = numbers.randrange(256)
+        path.write_bytes(damaged[:numbers.randint(0, len(damaged))])
+        try:
+            load(dict(img_path=str(path)))
+        except UserError as error:
+            assert str(path) in str(error) and '\n' not in str(error)
+
+
+@pytest.mark.faults
+def test_a_long_training_takes_no_more_memory(tmp_path):
+    """2,000 iterations with workers: the memory of the second half does not grow."""
+    class Memory(Hook):
+        def __init__(self):
+            self.pages = []
+
+        def after_train_iter(self, runner, *_, **__):
+            if runner.iter % 100 == 99:
+                with open('/proc/self/statm') as file:
+                    self.pages.append(int(file.read().split()[1]))
+
+    memory = Memory()
+    build(tmp_path, length=2000, interval=500, size=400, workers=1,
+          hooks=[memory, NonFiniteHook(), StopSignalHook()]).train()
+    growth = (memory.pages[-1] - memory.pages[9]) * resource.getpagesize()
+    assert growth < 4_000_000

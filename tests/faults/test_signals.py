@@ -64,8 +64,11 @@ KINDS = [dict(length=12), dict(length=12, interval=4, workers=2, ema=True, valid
 
 
 @pytest.mark.parametrize('number,code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize('options', KINDS, ids=['iterations', 'iterations, validated', 'epochs',
-                                                'accumulated'])
+@pytest.mark.parametrize('options', [
+    pytest.param(KINDS[0], id='iterations'),
+    pytest.param(KINDS[1], id='iterations, validated', marks=pytest.mark.faults),
+    pytest.param(KINDS[2], id='epochs'),
+    pytest.param(KINDS[3], id='accumulated', marks=pytest.mark.faults)])
 def test_a_signal_saves_and_ends(number, code, options, in_child, tmp_path):
     got, printed = status_of(tmp_path / 'run', in_child, SignalAt(number, 6), **options)
     assert got == code
@@ -82,6 +85,7 @@ def test_a_signal_saves_and_ends(number, code, options, in_child, tmp_path):
     assert not path.exists() or path.name == 'iter_12.pth'  # a regular one has replaced it
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize('interval', [1, 5])
 def test_a_signal_in_a_validation(interval, in_child, tmp_path):
     options = dict(length=12, validate=True, ema=True, interval=interval)
@@ -104,6 +108,7 @@ def test_a_second_signal_ends_at_once(number, code, in_child, tmp_path):
     assert find_resume_point(Config(dict(work_dir=str(tmp_path / 'run')))) == str(path)
 
 
+@pytest.mark.faults
 def test_a_signal_to_all_processes_of_a_group(in_child, tmp_path):
     """Ctrl-C reaches the dataloader's workers too, and Slurm's SIGTERM may."""
     def train():
