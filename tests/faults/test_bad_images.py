@@ -20,6 +20,9 @@ from evit_mm.engine.hooks import skipped_images
 from evit_mm.engine.hooks.skipped_images import SkippedImagesHook
 
 
+pytestmark = pytest.mark.faults
+
+
 @DATASETS.register_module(force=True)
 class FolderOfPictures(BaseDataset):
     """Dataset of the images in a folder, each as four numbers."""
@@ -66,7 +69,7 @@ def runner(tmp_path, pictures, workers, skip):
     return built
 
 
-@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('damage', [cut, no_image, empty, lambda path: path.unlink()],
                          ids=['cut off', 'another format', 'empty', 'deleted'])
 def test_it_ends_in_a_sentence_or_is_replaced(damage, workers, pictures, tmp_path, monkeypatch,
