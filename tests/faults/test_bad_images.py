@@ -19,7 +19,6 @@ from evit_mm.data.loading import (
 from evit_mm.engine.hooks import skipped_images
 from evit_mm.engine.hooks.skipped_images import SkippedImagesHook
 
-
 pytestmark = pytest.mark.faults
 
 
