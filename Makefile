@@ -2,6 +2,7 @@
 # make demo-seg     the same with a segmentor
 # make test         lint, types, documentation and tests
 # make test-slow    the tests that take minutes each
+# make test-faults  kills, full disks, losses that are NaN, hostile files
 # make test-matrix  the tests in other versions of Python and the packages
 # make families     try the backbone in every detector and segmentor, and write docs/families.md
 # make check-gpu    tests and benchmark on a CUDA card, in at most 8 minutes
@@ -23,7 +24,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow test-matrix families check-gpu lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow test-faults test-matrix families check-gpu lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -48,6 +49,11 @@ test: lint docs
 
 test-slow: install
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow
+
+# The suite runs a part of them.
+test-faults: install
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest -m 'not slow' tests/faults
 
 families: install
 	PYTHONPATH=tests $(BIN)/python -m families.survey

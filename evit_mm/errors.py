@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from evit_runtime.errors import UserError
+from evit_runtime.errors import UserError, is_full_disk
 
-__all__ = ['CheckpointError', 'ConfigError', 'MissingCheckpointError', 'UserError', 'one_line',
+__all__ = ['CheckpointError', 'ConfigError', 'Interrupted', 'LostProcessError',
+           'MissingCheckpointError', 'Terminated', 'UserError', 'is_full_disk', 'one_line',
            'translate_errors']
 
 
@@ -19,6 +20,22 @@ class CheckpointError(UserError, RuntimeError):
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """A checkpoint that does not exist; callers of mmengine's loaders expect FileNotFoundError."""
+
+
+class LostProcessError(UserError):
+    """Another process of a distributed run that can't be reached any more."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that Ctrl-C has ended; the message says what was saved."""
+
+
+class Terminated(SystemExit):
+    """A training that SIGTERM has ended; the message says what was saved."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 143  # 128 + SIGTERM, as shells report it
 
 
 @contextmanager
@@ -42,8 +59,13 @@ def translate_errors(*, pass_if: Callable[[], bool] = lambda: False) -> Iterator
         raise
     except Exception as error:
         if _lost_another_process(error):
-            raise UserError('another process of this run has failed; its own message says why'
-                            ) from error
+            raise LostProcessError(
+                'the connection to another process of this run broke off, as it has failed or was '
+                'killed: its own message, or the log of the launcher, says why') from error
+        if is_full_disk(error):
+            file = getattr(error, 'filename', None)
+            raise UserError(f'can\'t write {file or "a file"}: {error.strerror}; free some space '
+                            'and run it again: what was there before is kept') from error
         if pass_if():
             raise
         raise ConfigError(f'the config can\'t be used as it is: {one_line(error)} '

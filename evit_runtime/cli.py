@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, is_full_disk
 from .version import __version__
 
 __all__ = ['APP', 'INPUT_HELP', 'PREDICT', 'add_app_arguments', 'add_predict_arguments',
@@ -179,6 +179,12 @@ def exit_status(parse: Callable[[], argparse.Namespace],
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # for what is still buffered
         return 141
+    except OSError as error:
+        if show_traceback or not is_full_disk(error):
+            raise
+        print(f'error: can\'t write {error.filename or "a file"}: {error.strerror}; free some '
+              'space and run it again', file=sys.stderr)
+        return 2
     return 0
 
 

@@ -35,10 +35,23 @@ def write_atomically(path: str | os.PathLike[str], mode: str = 'w') -> Iterator[
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, so that a power cut brings no old file back."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:  # some file systems refuse; the file itself is on the disk
+        pass
 
 
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = None) -> None:

@@ -6,7 +6,7 @@ OpenCV gives half a picture for a file that was cut off, and decodes one of any 
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -63,16 +63,20 @@ class ImageHeader:
         return self.size[::-1] if self.orientation in _TRANSPOSING else self.size
 
 
-def read_header(file: str | os.PathLike[str] | IO[bytes], *, orientation: bool = True
-                ) -> ImageHeader:
+def read_header(file: str | os.PathLike[str] | IO[bytes], *, orientation: bool = True,
+                refuse: Callable[[tuple[int, int]], str] | None = None) -> ImageHeader:
     """Read the header of an image file; a file that can't be read gives a header with an error.
 
     Args:
         file: A path, or a file that is open.
         orientation: Read EXIF's orientation too, for which Pillow decodes the whole of a PNG file.
+        refuse: Called with width and height before that; a text that it returns is the error.
     """
     try:
         with Image.open(file) as image:
+            reason = refuse(image.size) if refuse is not None else ''
+            if reason:
+                return ImageHeader(error=reason)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) if orientation else 1
             return ImageHeader(image.width, image.height, turned if turned in range(1, 9) else 1,
                                image.mode, image.format or '')

@@ -54,6 +54,12 @@ def ade_mini() -> Path:
     return _shared('data', 'ade_mini')
 
 
+@pytest.fixture(scope='session')
+def hostile_cases() -> Path:
+    """Three checkpoints that once took years, gigabytes, or ended in a traceback."""
+    return _shared('cases', 'hostile')
+
+
 @pytest.fixture
 def repository() -> Path:
     """The root of this project."""

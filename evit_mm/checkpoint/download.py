@@ -5,13 +5,15 @@ import http.client
 import json
 import os
 import re
+import socket
 import string
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +26,8 @@ __all__ = ['cache_path', 'download']
 
 _TIMEOUT = 30.0  # seconds without a response
 _ATTEMPTS = 5  # consecutive connections, if each of them brings some progress
+_STALL = 60.0  # seconds in which at least this much has to arrive, or the transfer ends:
+_LEAST_BYTES = 1 << 14
 _PAUSE = 1.0  # seconds between two connections
 _CHUNK = 1 << 18  # bytes
 # The convention of torch and OpenMMLab; eight digits that form a date are not a checksum.
@@ -64,8 +68,8 @@ def download(url: str, *, sha256: str | None = None,
         reason = ' '.join(str(getattr(error, 'reason', None) or error or
                               type(error).__name__).split())
         raise CheckpointError(
-            f'could not download {url} ({reason}); run it again, save the file as {target}, or use '
-            'a local file instead') from error
+            f'could not download {_printable(url)} ({_printable(reason)}); run it again, save the '
+            f'file as {target}, or use a local file instead') from error
     return target
 
 
@@ -137,8 +141,72 @@ def _locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
+def _printable(text: str) -> str:
+    """Return a text of a server without characters that control a terminal."""
+    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode()
+                   for letter in text)
+
+
 class _CutOff(OSError):
     """A connection that ended before the file was complete."""
+
+
+class _StallWatch:
+    """Watch over a transfer that closes its connection when too little arrives.
+
+    A timeout of the socket is not enough: a server that sends a byte, or another header, each few
+    seconds would hold a download for ever.
+
+    Attributes:
+        received: Bytes of the file so far.
+        connection: The socket in use, if any.
+        stalled: Whether it was closed.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.connection: socket.socket | None = None
+        self.stalled = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> '_StallWatch':
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        before = 0
+        while not self._over.wait(_STALL):
+            if self.received - before < _LEAST_BYTES:
+                self.stalled = True
+                if self.connection is not None:
+                    with suppress(OSError):
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            before = self.received
+
+
+def _watched_handlers(watch: _StallWatch) -> list[urllib.request.BaseHandler]:
+    """Return handlers of http and https that tell a watch which socket they use."""
+    def watched(kind: type[http.client.HTTPConnection]) -> Any:
+        class Connection(kind):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:
+                super().connect()
+                watch.connection = self.sock
+
+        return Connection
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> Any:
+            return self.do_open(watched(http.client.HTTPConnection), req)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> Any:
+            return self.do_open(watched(http.client.HTTPSConnection), req)
+
+    return [Http(), Https()]
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -150,8 +218,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                          headers: http.client.HTTPMessage, newurl: str
                          ) -> urllib.request.Request | None:
         """Return the request to follow, as in urllib."""
-        if req.full_url.startswith('https:') and not newurl.startswith('https:'):
+        scheme = urllib.parse.urlparse(newurl).scheme
+        if req.full_url.startswith('https:') and scheme != 'https':
             raise urllib.error.URLError(f'redirected to {newurl}, which is not secure')
+        if scheme not in ('http', 'https'):
+            raise urllib.error.URLError(f'redirected to {newurl}, which is not an http or https '
+                                        'address')
         # The hub redirects to its storage; this header holds the checksum of the file there.
         self.linked_etag = headers.get('X-Linked-Etag') or self.linked_etag
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -212,7 +284,16 @@ class _Download:
             _CutOff: If the file is not complete afterwards.
         """
         offset, note = self._resumable()
-        response = self._open(offset, note)
+        with _StallWatch() as watch:
+            try:
+                self._receive(offset, note, watch)
+            finally:  # a closed connection may look like the end of an answer, too
+                if watch.stalled:
+                    raise _CutOff(f'the server has sent less than {_LEAST_BYTES} bytes in '
+                                  f'{_STALL:g} seconds')
+
+    def _receive(self, offset: int, note: dict[str, Any], watch: '_StallWatch') -> None:
+        response = self._open(offset, note, watch)
         with response:
             length = response.headers.get('Content-Length')
             total = int(length) if length and length.isdigit() else None
@@ -227,13 +308,13 @@ class _Download:
                 offset = 0
                 self._write_note(response.headers, total)
             with self.part.open('ab' if offset else 'wb') as file:
-                received = offset + self._copy(response, file, offset, total)
+                received = offset + self._copy(response, file, offset, total, watch)
         if total is not None and received != total:
             raise _CutOff(f'the connection ended after {received} of {total} bytes')
 
-    def _open(self, offset: int, note: dict[str, Any]) -> Any:
+    def _open(self, offset: int, note: dict[str, Any], watch: '_StallWatch') -> Any:
         redirects = _Redirects()
-        opener = urllib.request.build_opener(redirects)
+        opener = urllib.request.build_opener(redirects, *_watched_handlers(watch))
         headers = {'User-Agent': 'evit-mm', 'Accept-Encoding': 'identity'}
         if offset:
             headers.update({'Range': f'bytes={offset}-', 'If-Range': note['validator']})
@@ -247,13 +328,14 @@ class _Download:
             if error.code != 416 or not offset:
                 raise
             self._discard()  # the file is now shorter than the part
-            return self._open(0, {})
+            return self._open(0, {}, watch)
         linked = (response.headers.get('X-Linked-Etag') or redirects.linked_etag or '').strip('"')
         # The ETag of a large file is its SHA-256; that of a small one is git's.
         self.hub_sha256 = linked if re.fullmatch('[0-9a-f]{64}', linked) else None
         return response
 
-    def _copy(self, response: Any, file: IO[bytes], offset: int, total: int | None) -> int:
+    def _copy(self, response: Any, file: IO[bytes], offset: int, total: int | None,
+              watch: '_StallWatch') -> int:
         """Write the response to ``file`` and return the number of bytes."""
         from tqdm import tqdm
 
@@ -264,7 +346,7 @@ class _Download:
                   disable=hidden) as bar:
             while True:
                 try:
-                    chunk = response.read(_CHUNK)
+                    chunk = response.read1(_CHUNK)  # what has arrived, however little
                 except (OSError, http.client.HTTPException) as error:
                     of = f' of {total}' if total is not None else ''
                     raise _CutOff(f'the connection ended after {offset + received}{of} bytes'
@@ -273,6 +355,7 @@ class _Download:
                     return received
                 file.write(chunk)
                 received += len(chunk)
+                watch.received += len(chunk)
                 bar.update(len(chunk))
 
     def _write_note(self, headers: Message, total: int | None) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from ..errors import CheckpointError, MissingCheckpointError
 from .download import download
+from .pickle_limits import check_limits
 
 __all__ = ['MapLocation', 'allowed_globals', 'download_checkpoint', 'existing_file', 'find_damage',
            'is_safetensors', 'load_checkpoint_file', 'without_code']
@@ -111,6 +112,8 @@ def load_checkpoint_file(filename: str | os.PathLike[str], map_location: MapLoca
     if is_safetensors(path):
         return _load_safetensors(path, map_location)
     try:
+        if not trust:
+            check_limits(path)
         with torch.serialization.safe_globals(allowed_globals()):
             # Passed explicitly, so that no environment variable can switch it off.
             checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
@@ -201,7 +204,8 @@ def _explain(path: Path, error: Exception) -> str:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
                 'which is not on the allow-list; if you trust its author, `evit-mm convert '
                 f'{path} OUTPUT --trust` extracts its weights')
-    return _unreadable(path, 'damaged or not a file of torch.save')
+    return _unreadable(path, 'damaged or not a file of torch.save'
+                       + (f' ({error})' if type(error) is pickle.UnpicklingError else ''))
 
 
 def _unreadable(path: Path, damage: str) -> str:

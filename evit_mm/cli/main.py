@@ -2,14 +2,17 @@
 
 import argparse
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from evit_runtime.cli import exit_status
 
+from ..errors import Interrupted, Terminated
 from ..version import __version__
 
 __all__ = ['COMMANDS', 'main', 'run_tool']
@@ -71,7 +74,8 @@ def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the script's name; those of the process by default.
 
     Returns:
-        The exit status; see `evit_runtime.cli.exit_status`.
+        The exit status; see `evit_runtime.cli.exit_status`. It is 143 after SIGTERM in a training,
+        which saves a checkpoint.
     """
     command = COMMANDS[name]
     implementation = _implementation(command)
@@ -89,17 +93,38 @@ def _exit_status(parse: Callable[[], argparse.Namespace],
     """Parse and run a command with what a launcher of processes needs around it."""
     # setuptools warns of this at every import of mmengine.
     warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
-    launchers = []
+    launchers: list[str] = []
+    ends: list[int] = []
 
     def run_in_process(args: argparse.Namespace) -> None:
         if getattr(args, 'local_rank', None) is not None:
             os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-        run(args)
+        try:
+            run(args)
+        except (Interrupted, Terminated) as stopped:  # a training, which says what it has saved
+            print(f'{stopped.args[0]}{_how_to_resume(args)}', file=sys.stderr)
+            ends.append(130 if isinstance(stopped, Interrupted) else 143)
         launchers.append(getattr(args, 'launcher', 'none'))
 
     status = exit_status(parse, run_in_process)
+    if ends:
+        return ends[0]
     if status == 0 and launchers != ['none']:
         from ..engine.launch import work_is_done  # imports torch
 
         work_is_done()
     return status
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    """Return the command that goes on with a training, as the end of a sentence."""
+    if getattr(args, 'launcher', 'none') != 'none':
+        return '; to go on, start it in the same way with --resume'
+    words = list(sys.argv[1:])
+    if '--resume' in words:  # with or without a checkpoint
+        place = words.index('--resume')
+        del words[place:place + 1 + (args.resume not in (None, 'auto'))]
+    words = [word for word in words if not word.startswith('--resume=')]
+    program = ['evit-mm'] if Path(sys.argv[0]).name in ('evit-mm', '__main__.py') \
+        else ['python', sys.argv[0]]
+    return f'; to go on: {shlex.join([*program, *words, "--resume"])}'

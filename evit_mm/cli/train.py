@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--channels-last', action=argparse.BooleanOptionalAction,
                         help='keep feature maps in the channels-last memory format (default: on a '
                         'CPU, in one process)')
+    parser.add_argument('--skip-nan', type=int, default=0, metavar='N',
+                        help='skip up to N steps whose loss or gradient is not finite; by default '
+                        'the first one ends the training')
+    parser.add_argument('--skip-bad-images', action='store_true',
+                        help='train on another image in the place of one that can\'t be loaded')
     add_acceleration_arguments(parser)
     add_own_data_arguments(parser, training=True)
     add_label_map_arguments(parser, training=True)
@@ -74,4 +79,5 @@ def run(args: argparse.Namespace) -> None:
           masks=args.masks, val_masks=args.val_masks, classes=args.classes,
           zero_is_unlabelled=args.zero_is_unlabelled, mask_values=args.mask_values,
           ignore_unknown_categories=args.ignore_unknown_categories,
-          skip_invalid_objects=args.skip_invalid_objects, launcher=args.launcher)
+          skip_invalid_objects=args.skip_invalid_objects, skip_nan=args.skip_nan,
+          skip_bad_images=args.skip_bad_images, launcher=args.launcher)

@@ -18,11 +18,14 @@ from mmengine.registry import TRANSFORMS
 from evit_runtime.image_files import is_cut_off
 
 from ..errors import UserError
+from .image_limits import too_many_pixels
 
-__all__ = ['CheckedLoadImage', 'check_images_while_loading']
+__all__ = ['CheckedLoadImage', 'check_images_while_loading', 'skip_images_that_fail',
+           'take_skipped_images']
 
 # With its module, so that other tools can use the config that a run saves in its work dir.
 _CHECKED_TYPE = f'{__name__}.CheckedLoadImage'
+_skipped: list[str] = []  # messages of the images that this process has passed over
 
 
 @TRANSFORMS.register_module()
@@ -32,13 +35,22 @@ class CheckedLoadImage(LoadImageFromFile):
     An image is wrong if it can't be read or decoded, was cut off, or has another size than its
     dataset says. Where only the image as stored has that size, EXIF's orientation is ignored: its
     objects were annotated so. Other images are loaded exactly as by LoadImageFromFile.
+
+    Args:
+        skip: Pass over an image that is wrong: the dataset takes another one at random.
+        **kwargs: Passed to LoadImageFromFile.
     """
+
+    def __init__(self, *args: Any, skip: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.skip = skip
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Add ``img`` (H, W, C), ``img_shape`` and ``ori_shape``.
 
         Returns:
-            dict: ``results``; None for an image that can't be loaded, with ``ignore_empty``.
+            dict: ``results``; None for an image that can't be loaded, with ``ignore_empty`` or
+            ``skip``.
 
         Raises:
             UserError: If the image is wrong; names the file.
@@ -46,7 +58,10 @@ class CheckedLoadImage(LoadImageFromFile):
         path = results['img_path']
         try:
             image = self._load(path, _annotated_size(results))
-        except UserError:
+        except UserError as error:
+            if self.skip:
+                _skipped.append(str(error))
+                return None
             if self.ignore_empty:
                 return None
             raise
@@ -80,7 +95,10 @@ class CheckedLoadImage(LoadImageFromFile):
 
     def _decode(self, content: bytes, path: str, flag: str) -> Any:
         reason = 'it is empty' if not content else f'{self.imdecode_backend} can\'t decode it'
-        if content:
+        large = too_many_pixels(content)
+        if large:
+            reason = large
+        elif content:
             try:
                 image = mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
                 if image is not None:
@@ -111,6 +129,26 @@ def check_images_while_loading(config: Config) -> None:
                 replaced += 1
     print_log(f'{replaced} transforms check the images that they load', logger='current',
               level=logging.DEBUG)
+
+
+def skip_images_that_fail(config: Config) -> None:
+    """Let the training of a config go on without images that can't be loaded.
+
+    Args:
+        config: The whole config, changed in place; its loaders are replaced as by
+            `check_images_while_loading`.
+    """
+    check_images_while_loading(config)
+    for step in _mappings(config.get('train_dataloader')):
+        if step.get('type') == _CHECKED_TYPE:
+            step['skip'] = True
+
+
+def take_skipped_images() -> list[str]:
+    """Return a message for each image that this process has passed over since the last call."""
+    messages = list(_skipped)
+    _skipped.clear()
+    return messages
 
 
 def _mappings(part: Any) -> Iterator[MutableMapping[str, Any]]:

@@ -1,11 +1,12 @@
 """Parts of a detector or segmentor."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ['plain_model', 'parts']
+__all__ = ['non_finite', 'parts', 'plain_model']
 
 
 def plain_model(model: Any) -> Any:
@@ -32,3 +33,16 @@ def _members(module: nn.Module) -> Iterator[nn.Module]:
         return
     for child in module:  # of a cascade, or the auxiliary heads of a segmentor
         yield from _members(child)
+
+
+def non_finite(weights: Mapping[str, Any], *, infinite: bool = True) -> list[str]:
+    """Return the names of the floating-point tensors with values that are not finite.
+
+    Args:
+        weights: A state dict.
+        infinite: Whether to look for infinite values too, and not for NaN alone.
+    """
+    return [name for name, value in weights.items()
+            if isinstance(value, torch.Tensor)
+            and (value.is_floating_point() or value.is_complex())
+            and bool(torch.isnan(value).any() or infinite and torch.isinf(value).any())]

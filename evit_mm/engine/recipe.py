@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import EarlyStoppingHook, EMAHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..errors import ConfigError, UserError
 from . import preflight
-from .hooks.best_checkpoint import BestCheckpointHook
+from .hooks.checkpoint import SafeCheckpointHook
 
 __all__ = ['RecipeFlags', 'add_switches', 'apply_flags', 'fit_recipe', 'keep_best_checkpoint',
-           'warn_of_schedule']
+           'warn_of_schedule', 'write_safe_checkpoints']
 
 # A head that starts anew needs about this many steps, however few the images are.
 _LEAST_ITERATIONS = 1500
@@ -38,6 +38,8 @@ _KEPT_CHECKPOINTS = 2  # besides the best one
 _LOG_INTERVAL = {'cpu': 1, 'cuda': 10}  # iterations of a large image take seconds on a CPU
 _WARM_UPS = ('LinearLR', 'ConstantLR', 'QuadraticWarmupLR', 'LinearParamScheduler',
              'LinearMomentum', 'ConstantMomentum', 'QuadraticWarmupMomentum')
+_STOCK_CHECKPOINT_HOOK = (CheckpointHook, 'CheckpointHook', 'mmengine.CheckpointHook',
+                          'mmengine.hooks.CheckpointHook')
 _LENGTHS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'milestones', 'periods')
 
 
@@ -173,11 +175,17 @@ def keep_best_checkpoint(config: Config) -> None:
     hook = (config.get('default_hooks') or {}).get('checkpoint')
     if not config.get('val_dataloader') or not isinstance(hook, MutableMapping):
         return
-    if str(hook.get('type')) != 'CheckpointHook':
-        return
-    hook.setdefault('save_best', _main_metric(config) or 'auto')
-    if hook['save_best']:
-        hook['type'] = f'{BestCheckpointHook.__module__}.{BestCheckpointHook.__name__}'
+    if hook.get('type') in _STOCK_CHECKPOINT_HOOK:
+        hook.setdefault('save_best', _main_metric(config) or 'auto')
+
+
+def write_safe_checkpoints(config: Config) -> None:
+    """Replace mmengine's checkpoint hook in a config, or as mmengine's default, by ours."""
+    hooks = dict(config.get('default_hooks') or {})
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if isinstance(hook, MutableMapping) and hook.get('type') in _STOCK_CHECKPOINT_HOOK:
+        hook['type'] = f'{SafeCheckpointHook.__module__}.{SafeCheckpointHook.__name__}'
+    config.default_hooks = hooks
 
 
 def add_switches(runner: Any, *, early_stopping: int | None, ema: bool) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from ..data.loading import check_images_while_loading
+from ..data.loading import check_images_while_loading, skip_images_that_fail
 from ..deployment.memory import keep_freed_memory
-from ..errors import ConfigError, UserError, translate_errors
+from ..errors import ConfigError, LostProcessError, UserError, translate_errors
+from ..files import locked_folder
 from . import config as configure
 from . import preflight
 from .console import ConciseRunner
@@ -28,17 +30,22 @@ from .exported import (
 )
 from .hooks.acceleration import RECOMMENDED, Acceleration, accelerate
 from .hooks.first_iteration import FirstIterationHook
+from .hooks.non_finite import NonFiniteHook
+from .hooks.peer_watch import PeerWatchHook
 from .hooks.preflight import PreflightHook
 from .hooks.progress import ProgressHook
 from .hooks.report import ReportHook
 from .hooks.resumed_schedule import ResumedScheduleHook
+from .hooks.skipped_images import SkippedImagesHook
+from .hooks.stop_signals import StopSignalHook
 from .hooks.summary import SummaryHook
 from .initial_checkpoint import release_checkpoint, trained_classes
 from .launch import prepare_processes
-from .loops import resume_at_once
+from .loops import use_resuming_loops
 from .model_parts import parts, plain_model
 from .own_data import OwnData, use_own_data
 from .own_label_maps import OwnLabelMaps, use_label_maps
+from .processes import lost_processes
 from .recipe import (
     RecipeFlags,
     add_switches,
@@ -46,7 +53,9 @@ from .recipe import (
     fit_recipe,
     keep_best_checkpoint,
     warn_of_schedule,
+    write_safe_checkpoints,
 )
+from .resume_point import describe_latest, find_resume_point
 
 __all__ = ['test', 'train']
 
@@ -68,7 +77,7 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
           val_masks: _Path | None = None, classes: _Path | None = None,
           zero_is_unlabelled: bool = False, mask_values: Sequence[int] | None = None,
           ignore_unknown_categories: bool = False, skip_invalid_objects: bool = False,
-          launcher: str = 'none') -> Path:
+          skip_nan: int = 0, skip_bad_images: bool = False, launcher: str = 'none') -> Path:
     """Train a detector or segmentor.
 
     Args:
@@ -118,6 +127,10 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         ignore_unknown_categories: Accept annotation files with categories that the config does not
             have.
         skip_invalid_objects: Go on without the objects of annotation files that can't be used.
+        skip_nan: Number of steps to skip where a loss or the norm of the gradients is not finite;
+            the next one ends the training.
+        skip_bad_images: Train on another image in the place of one that can't be loaded; how many
+            there were is reported at the end.
         launcher: What started the processes: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Returns:
@@ -126,71 +139,91 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
     Raises:
         UserError: If config, data or a checkpoint has a mistake. All mistakes are found before the
             first iteration, except label maps beyond a sample of them, and batches too small for a
-            norm that only the first iteration can find.
+            norm that only the first iteration can find. Also if another process trains in the work
+            dir, if a loss or gradient is not finite, if an image can't be loaded, if the disk is
+            full, and if another process of the run has died.
+        Interrupted: After Ctrl-C, when a checkpoint is saved; it is a KeyboardInterrupt.
+        Terminated: After SIGTERM, when a checkpoint is saved; it is a SystemExit.
     """
-    with translate_errors():
-        config = _prepare_config(
-            config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
-            data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
-        flags = RecipeFlags(epochs=epochs, iters=iters, lr=lr, batch_size=batch_size)
-        maps = OwnLabelMaps(masks, val_masks, images, val_images, classes, zero_is_unlabelled,
-                            mask_values)
-        own = OwnData(train_ann, val_ann, None if maps else images,
-                      None if maps else val_images, data)
-        maps.check_flags()
-        if own or maps:
-            num_images = _use_own(config, own, maps, data_root, training=True,
-                                  skip_invalid=skip_invalid_objects)
-            fit_recipe(config, num_images, flags, cfg_options or ())
-        else:
-            apply_flags(config, flags)
-        keep_best_checkpoint(config)
-        if from_checkpoint:
-            _start_from(config, from_checkpoint, resume=resume, from_scratch=from_scratch)
-        on_cpu = get_device() == 'cpu'
-        if on_cpu:
-            keep_freed_memory()
-        acceleration = Acceleration(
-            # Not under a launcher: DDP is built before, and would copy gradients of other strides.
-            channels_last=(on_cpu and launcher == 'none' if channels_last is None
-                           else channels_last),
-            compile=compile, bf16=bf16)
-        acceleration.check_device()
-        if from_scratch:
-            configure.set_from_scratch(config)
-        if amp:
-            if bf16:
-                raise UserError('--amp and --bf16 are two kinds of mixed precision: choose one')
-            configure.use_amp(config)
-        if auto_scale_lr:
-            if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
-                raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the '
-                                  'config')
-            config.auto_scale_lr['enable'] = True
-        if _set_starting_point(config, resume):
-            configure.without_pretrained_weights(config)
-            resume_at_once(config)
-        elif resume:
-            print_log(f'nothing to resume from in {config.work_dir}: the training starts anew',
-                      logger='current', level=logging.WARNING)
-        elif new_schedule:
-            raise UserError('--new-schedule changes how a run is resumed: pass it with --resume')
-        if show_val:
-            configure.draw_validations(config)
-        configure.add_trackers(config, [tracker] if isinstance(tracker, str) else tracker)
-        splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
-        runner = _build_runner(config, splits,
-                               ignore_unknown_categories=ignore_unknown_categories,
-                               skip_invalid_objects=skip_invalid_objects)
-        runner.register_hook(ResumedScheduleHook(use_config=new_schedule))
-        add_switches(runner, early_stopping=early_stopping, ema=ema)
-        warn_of_schedule(runner)
-        model = plain_model(runner.model)
-        if channels_last is None and not parts(model, 'backbone'):
-            acceleration = replace(acceleration, channels_last=False)
-        _accelerate(runner, acceleration)
-    with preflight.explain_norms(model, config):
-        _run(runner, runner.train)
+    with ExitStack() as stack:
+        with translate_errors():
+            config = _prepare_config(
+                config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
+                data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+            if os.environ.get('RANK', '0') == '0':
+                stack.enter_context(locked_folder(config.work_dir, 'trains in'))
+            flags = RecipeFlags(epochs=epochs, iters=iters, lr=lr, batch_size=batch_size)
+            maps = OwnLabelMaps(masks, val_masks, images, val_images, classes, zero_is_unlabelled,
+                                mask_values)
+            own = OwnData(train_ann, val_ann, None if maps else images,
+                          None if maps else val_images, data)
+            maps.check_flags()
+            if own or maps:
+                num_images = _use_own(config, own, maps, data_root, training=True,
+                                      skip_invalid=skip_invalid_objects)
+                fit_recipe(config, num_images, flags, cfg_options or ())
+            else:
+                apply_flags(config, flags)
+            if skip_nan < 0:
+                raise UserError(f'--skip-nan must be at least 0, but is {skip_nan}')
+            keep_best_checkpoint(config)
+            write_safe_checkpoints(config)
+            use_resuming_loops(config)
+            if from_checkpoint:
+                _start_from(config, from_checkpoint, resume=resume, from_scratch=from_scratch)
+            on_cpu = get_device() == 'cpu'
+            if on_cpu:
+                keep_freed_memory()
+            acceleration = Acceleration(
+                # Not under a launcher: DDP is built before, and would copy gradients of other
+                # strides.
+                channels_last=(on_cpu and launcher == 'none' if channels_last is None
+                               else channels_last),
+                compile=compile, bf16=bf16)
+            acceleration.check_device()
+            if from_scratch:
+                configure.set_from_scratch(config)
+            if amp:
+                if bf16:
+                    raise UserError('--amp and --bf16 are two kinds of mixed precision: choose one')
+                configure.use_amp(config)
+            if auto_scale_lr:
+                if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+                    raise ConfigError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the '
+                                      'config')
+                config.auto_scale_lr['enable'] = True
+            if _set_starting_point(config, resume):
+                configure.without_pretrained_weights(config)
+            elif resume:
+                print_log(f'nothing to resume from in {config.work_dir}: the training starts anew',
+                          logger='current', level=logging.WARNING)
+            elif new_schedule:
+                raise UserError('--new-schedule changes how a run is resumed: pass it with '
+                                '--resume')
+            if show_val:
+                configure.draw_validations(config)
+            configure.add_trackers(config, [tracker] if isinstance(tracker, str) else tracker)
+            if skip_bad_images:
+                skip_images_that_fail(config)
+            splits = ['train', 'val'] if config.get('val_dataloader') else ['train']
+            runner = _build_runner(config, splits,
+                                   ignore_unknown_categories=ignore_unknown_categories,
+                                   skip_invalid_objects=skip_invalid_objects)
+            runner.register_hook(ResumedScheduleHook(use_config=new_schedule))
+            runner.register_hook(NonFiniteHook(skip=skip_nan))
+            signals = StopSignalHook()
+            stack.callback(signals.close)
+            runner.register_hook(signals)
+            runner.register_hook(SkippedImagesHook())
+            runner.register_hook(PeerWatchHook())
+            add_switches(runner, early_stopping=early_stopping, ema=ema)
+            warn_of_schedule(runner)
+            model = plain_model(runner.model)
+            if channels_last is None and not parts(model, 'backbone'):
+                acceleration = replace(acceleration, channels_last=False)
+            _accelerate(runner, acceleration)
+        with preflight.explain_norms(model, config):
+            _run(runner, runner.train)
     return Path(runner.work_dir)
 
 
@@ -364,13 +397,16 @@ def _create_folder(folder: _Path, flag: str) -> Path:
 
 
 def _set_starting_point(config: Config, resume: _Path | bool | None) -> bool:
-    """Set the checkpoint that a training starts from, and return whether it resumes."""
+    """Set the checkpoint that a training starts from, and return whether it resumes.
+
+    Raises:
+        CheckpointError: If none of the checkpoints to resume from is sound.
+    """
     if resume is True or resume == 'auto':
         config.resume, config.load_from = True, None
     elif resume:
         config.resume, config.load_from = True, os.fspath(resume)
-    return bool(config.get('resume') and (config.get('load_from')
-                                          or find_latest_checkpoint(config.work_dir)))
+    return bool(config.get('resume') and (config.get('load_from') or find_resume_point(config)))
 
 
 def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runner:
@@ -441,6 +477,10 @@ def _run(runner: Runner, action: Callable[[], Any]) -> Any:
     try:
         with translate_errors(pass_if=lambda: first_iteration.reached):
             return action()
+    except LostProcessError as error:
+        lost = lost_processes(wait=True)
+        raise UserError(f'{lost}; {describe_latest(runner.work_dir)}' if lost else str(error)
+                        ) from error
     finally:
         progress.close()
         release_checkpoint()

@@ -115,6 +115,67 @@ def files_in(cache):
     return sorted(path.name for path in cache.iterdir() if path.suffix not in ('.lock', '.origin'))
 
 
+class Trickle(Handler):
+    """A server that never stops sending a little: another header, a byte, or "go on"."""
+
+    def do_GET(self):
+        self.server.requests.append(None)
+        stop = time.monotonic() + 20
+        send = {'body.pth': b'x', 'headers.pth': b'X-More: 1\r\n',
+                'continue.pth': b'HTTP/1.1 100 Continue\r\n\r\n'}[self.path.rpartition('/')[2]]
+        with contextlib.suppress(OSError):
+            if 'continue' not in self.path:
+                self.wfile.write(b'HTTP/1.1 200 OK\r\n')
+            if 'body' in self.path:
+                self.wfile.write(b'Content-Length: 100000\r\n\r\n')
+            while time.monotonic() < stop:
+                self.wfile.write(send)
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize('name', ['body', 'headers', 'continue'])
+def test_a_transfer_without_progress_ends(name, server, cache, monkeypatch):
+    server.RequestHandlerClass = Trickle
+    monkeypatch.setattr(module, '_STALL', 0.5)
+    monkeypatch.setattr(module, '_ATTEMPTS', 2)
+    before = time.monotonic()
+    assert_fails(f'{server.url}/{name}.pth', 'the server has sent less than 16384 bytes in 0.5 ')
+    assert time.monotonic() - before < 10
+    assert files_in(cache) == []
+
+
+def test_a_slow_transfer_goes_on(server, cache, monkeypatch):
+    class Slow(Handler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(CONTENT)))
+            self.end_headers()
+            for start in range(0, len(CONTENT), 10240):
+                self.wfile.write(CONTENT[start:start + 10240])
+                time.sleep(0.1)
+
+    server.RequestHandlerClass = Slow
+    monkeypatch.setattr(module, '_STALL', 0.4)
+    assert download(f'{server.url}/slow.pth').read_bytes() == CONTENT
+
+
+def test_the_answer_of_a_server_cannot_control_the_terminal(server, cache):
+    class Rude(Handler):
+        def do_GET(self):
+            self.wfile.write(b'HTTP/1.1 404 \x1b[2J\x1b]0;title\x07gone\r\n\r\n')
+
+    server.RequestHandlerClass = Rude
+    with pytest.raises(CheckpointError) as caught:
+        download(f'{server.url}/weights.pth')
+    assert str(caught.value).isprintable() and r'\x1b[2J' in str(caught.value)
+
+
+def test_http_never_redirects_to_another_scheme(server, cache):
+    server.redirect = {'Location': 'ftp://127.0.0.1/stored.pth'}
+    assert_fails(f'{server.url}/weights.pth', 'redirected to ftp://127.0.0.1/stored.pth, which is '
+                                              'not an http or https address')
+
+
 @pytest.mark.parametrize('validator', [
     {'etag': '"one"'}, {'etag': None, 'modified': 'Wed, 01 Jan 2025 00:00:00 GMT'},
     {'etag': 'W/"weak"', 'modified': 'Wed, 01 Jan 2025 00:00:00 GMT'}])

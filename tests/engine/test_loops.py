@@ -15,7 +15,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler, worker_init_fn
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.visualization import Visualizer
 from torch.utils.data import (
@@ -27,7 +27,11 @@ from torch.utils.data import (
     Sampler,
 )
 
-from evit_mm.engine.loops import ResumingIterBasedTrainLoop, resume_at_once
+from evit_mm.engine.loops import (
+    ResumingEpochBasedTrainLoop,
+    ResumingIterBasedTrainLoop,
+    use_resuming_loops,
+)
 from evit_mm.errors import ConfigError
 
 STOCK, OURS = 'IterBasedTrainLoop', 'ResumingIterBasedTrainLoop'
@@ -468,28 +472,35 @@ def test_validation_comes_as_often(iteration, train, dataloader, checkpoint):
 def test_the_swap_changes_the_type_alone(stock):
     config = Config(dict(train_cfg=dict(max_iters=9, val_interval=3, dynamic_intervals=[(4, 2)],
                                         **stock), val_cfg=dict(type='ValLoop')))
-    resume_at_once(config)
+    use_resuming_loops(config)
     expected = dict(type='evit_mm.engine.loops.ResumingIterBasedTrainLoop', max_iters=9,
                     val_interval=3, dynamic_intervals=[(4, 2)])
     assert config.train_cfg == expected and config.val_cfg == dict(type='ValLoop')
-    resume_at_once(config)
+    use_resuming_loops(config)
     assert config.train_cfg == expected
 
 
-@pytest.mark.parametrize('other', [
-    dict(type='EpochBasedTrainLoop', max_epochs=2), dict(type=EpochBasedTrainLoop, max_epochs=2),
-    dict(by_epoch=True, max_epochs=2), dict(type='mine.IterBasedTrainLoop', max_iters=9),
-    None])
+@pytest.mark.parametrize('stock', [
+    dict(type='EpochBasedTrainLoop'), dict(type=EpochBasedTrainLoop), dict(by_epoch=True)])
+def test_the_swap_of_the_loop_of_epochs(stock):
+    config = Config(dict(train_cfg=dict(max_epochs=2, **stock)))
+    use_resuming_loops(config)
+    assert config.train_cfg == dict(type='evit_mm.engine.loops.ResumingEpochBasedTrainLoop',
+                                    max_epochs=2)
+    assert LOOPS.get(config.train_cfg.type) is ResumingEpochBasedTrainLoop
+
+
+@pytest.mark.parametrize('other', [dict(type='mine.IterBasedTrainLoop', max_iters=9), None])
 def test_the_swap_leaves_other_loops(other):
     config = Config(dict(train_cfg=other))
-    resume_at_once(config)
+    use_resuming_loops(config)
     assert config.train_cfg == other
-    resume_at_once(Config())
+    use_resuming_loops(Config())
 
 
 def test_the_swapped_type_is_found_by_its_name(train, dataloader, checkpoint):
     config = Config(dict(train_cfg=dict(type=STOCK, max_iters=9)))
-    resume_at_once(config)
+    use_resuming_loops(config)
     whole = train(dataloader(), 6)
     resumed = train(dataloader(), 6, config.train_cfg.type, resume=checkpoint(4),
                     default_scope='mmdet')

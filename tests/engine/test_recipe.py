@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 
 from evit_mm.engine import config as configure
 from evit_mm.engine import recipe
-from evit_mm.engine.hooks import BestCheckpointHook
+from evit_mm.engine.hooks import SafeCheckpointHook
 from evit_mm.engine.recipe import RecipeFlags, apply_flags, fit_recipe
 from evit_mm.errors import ConfigError, UserError
 
@@ -158,26 +158,34 @@ def test_the_best_checkpoint_is_kept():
                          ('upernet_evit_m0_shapes', 'mIoU')):
         config = deepcopy(packaged(name))
         recipe.keep_best_checkpoint(config)
+        recipe.write_safe_checkpoints(config)
         assert config.default_hooks.checkpoint.save_best == metric
-        assert config.default_hooks.checkpoint.type.endswith('BestCheckpointHook')
+        assert config.default_hooks.checkpoint.type.endswith('.SafeCheckpointHook')
     config = deepcopy(packaged('retinanet_evit_m0_coco'))
     config.default_hooks.checkpoint.save_best = 'loss'  # whose rule is another
     recipe.keep_best_checkpoint(config)
+    recipe.write_safe_checkpoints(config)
     hook = HOOKS.build(dict(config.default_hooks.checkpoint))
-    assert isinstance(hook, BestCheckpointHook) and hook.rules == ['less']
+    assert isinstance(hook, SafeCheckpointHook) and hook.rules == ['less']
     for change in (dict(save_best=None), dict(type='OwnHook')):
         config = deepcopy(packaged('retinanet_evit_m0_coco'))
         config.default_hooks.checkpoint.update(change)
         before = deepcopy(config.default_hooks.checkpoint)
         recipe.keep_best_checkpoint(config)
         assert config.default_hooks.checkpoint == before
+    recipe.write_safe_checkpoints(config)
+    assert config.default_hooks.checkpoint == before
+    # Without one in the config, mmengine takes its own.
+    bare = Config(dict(default_hooks=dict(timer=dict(type='IterTimerHook'))))
+    recipe.write_safe_checkpoints(bare)
+    assert bare.default_hooks.checkpoint.type.endswith('.SafeCheckpointHook')
 
 
 def test_a_validation_without_the_metric_is_passed_over(monkeypatch):
     saved = []
-    monkeypatch.setattr(BestCheckpointHook, '_save_best_checkpoint',
+    monkeypatch.setattr(SafeCheckpointHook, '_save_best_checkpoint',
                         lambda self, runner, metrics: saved.append(metrics))
-    hook = BestCheckpointHook(interval=1, save_best='coco/bbox_mAP', rule='greater')
+    hook = SafeCheckpointHook(interval=1, save_best='coco/bbox_mAP', rule='greater')
     runner = SimpleNamespace()
     hook.after_val_epoch(runner, {})
     hook.after_val_epoch(runner, {'other': 1.0})

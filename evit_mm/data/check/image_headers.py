@@ -8,11 +8,19 @@ from itertools import islice
 
 from tqdm import tqdm
 
-from evit_runtime.image_files import ImageHeader, images_of_any_size, read_header
+from evit_runtime import image_files
+from evit_runtime.image_files import ImageHeader, images_of_any_size
+
+from ..image_limits import too_many_pixels
 
 __all__ = ['ImageHeader', 'read_header', 'read_headers']
 
 _BATCH = 512  # files between two looks at the clock
+
+
+def read_header(path: str) -> ImageHeader:
+    """Read the header of an image file; a file that can't be read gives a header with an error."""
+    return image_files.read_header(path, refuse=too_many_pixels)
 
 
 def read_headers(paths: Iterable[str], *, seconds: float | None = None, title: str = '',

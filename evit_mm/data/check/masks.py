@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from ...errors import UserError
+from ..image_limits import too_many_pixels
 from .findings import Findings, Severity, shorten
 from .image_headers import ImageHeader, read_header
 
@@ -313,8 +314,11 @@ def check_image_content(content: bytes, path: str) -> None:
     """Check that a label map's file is of a kind that keeps its numbers.
 
     Raises:
-        UserError: If it is a JPEG file.
+        UserError: If it is a JPEG file, or has too many pixels to be decoded.
     """
+    large = too_many_pixels(content)
+    if large:
+        raise UserError(f'the label map {path} can\'t be decoded ({large})')
     if content.startswith(b'\xff\xd8\xff'):
         raise UserError(f'the label map {path} is a JPEG file, whose compression changes the '
                         'numbers of pixels: export it again as PNG from where it was drawn')

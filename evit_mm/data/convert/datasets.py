@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ...errors import UserError
-from ...files import write_json
+from ...files import locked_folder, write_json
 from ..check import check_coco, read_coco, read_headers
 from ..image_folder import find_image_folder
 from .coco_builder import CocoBuilder
@@ -86,7 +86,14 @@ def convert_dataset(source: _Path, out: _Path, *, source_format: str, target_for
         splits = _READERS[source_format](source)
     if not splits:
         raise UserError(f'{source} names no split: add train and val')
-    return _write(splits, out, target_format, copy_images)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'can\'t write {out}: {error.strerror or error}') from error
+    with locked_folder(out, 'converts a dataset into', beside=True):
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f'{out} is not empty: name a new folder')
+        return _write(splits, out, target_format, copy_images)
 
 
 def _read_coco(path: Path, images: Path | None, skip_invalid: bool) -> dict[str, CocoBuilder]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...errors import UserError
-from ...files import read_json, write_json
+from ...files import locked_folder, read_json, write_json
 from .settings import FORMAT, GENERATOR, Settings
 
 __all__ = ['ensure_dataset']
@@ -42,21 +42,30 @@ def ensure_dataset(
     """
     try:
         _check_is_folder(root)
-        manifest = _read_own(root / _MANIFEST)
-        existing = Settings.parse(manifest.get('settings'))
-        same = existing == settings and manifest.get('format') == FORMAT
-        if same and all((root / name).is_file() for name in settings.files()):
-            (root / _MARKER).unlink(missing_ok=True)
-            return dict(manifest.get('annotations', {})), True
-        if existing and not same and not overwrite:
-            raise UserError(f'{root} contains a shapes dataset with other settings: choose another '
-                            'folder, or replace it with overwrite (--overwrite)')
-        earlier = [existing] if existing else _interrupted(root)
-        _check_replaces_only_own(root, settings, earlier, overwrite)
-        annotations = _replace(root, settings, earlier, classes, write)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with locked_folder(root, 'generates a dataset in', beside=True):
+            return _ensure_alone(root, settings, classes, write, overwrite)
     except OSError as error:
         raise UserError(f'can\'t write {error.filename or root}: '
                         f'{error.strerror or error}') from error
+
+
+def _ensure_alone(root: Path, settings: Settings, classes: Sequence[str],
+                  write: Callable[[], dict[str, int]], overwrite: bool
+                  ) -> tuple[dict[str, int], bool]:
+    """Do what `ensure_dataset` says, while no other process does so."""
+    manifest = _read_own(root / _MANIFEST)
+    existing = Settings.parse(manifest.get('settings'))
+    same = existing == settings and manifest.get('format') == FORMAT
+    if same and all((root / name).is_file() for name in settings.files()):
+        (root / _MARKER).unlink(missing_ok=True)
+        return dict(manifest.get('annotations', {})), True
+    if existing and not same and not overwrite:
+        raise UserError(f'{root} contains a shapes dataset with other settings: choose another '
+                        'folder, or replace it with overwrite (--overwrite)')
+    earlier = [existing] if existing else _interrupted(root)
+    _check_replaces_only_own(root, settings, earlier, overwrite)
+    annotations = _replace(root, settings, earlier, classes, write)
     return annotations, False
 
 

@@ -1,0 +1,50 @@
+"""Fast toy trainings, and processes of their own for faults that end one."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import mmengine.config.config
+import mmengine.runner.loops
+import mmengine.runner.runner
+import pytest
+from small_runs import fresh_registries
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave out what takes most of a toy run, and waiting for the disk; see tests/engine."""
+    monkeypatch.setattr(mmengine.runner.loops, 'time', SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)
+    monkeypatch.setattr(mmengine.config.config, 'FormatCode', lambda text, **_: (text, True))
+    monkeypatch.setattr(os, 'fsync', lambda _: None)
+    with fresh_registries():
+        yield
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Start a function in a forked process, and return its process id.
+
+    A fork starts at once, where a new interpreter would import torch for seconds.
+    """
+    def start(function: Callable[[], object]) -> int:
+        child = os.fork()
+        if child:
+            return child
+        status = 70
+        try:
+            function()
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    return start
