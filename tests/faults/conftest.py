@@ -10,6 +10,7 @@ import mmengine.config.config
 import mmengine.runner.loops
 import mmengine.runner.runner
 import pytest
+import torch
 from small_runs import fresh_registries
 
 
@@ -20,8 +21,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mmengine.runner.runner, 'collect_env', dict)
     monkeypatch.setattr(mmengine.config.config, 'FormatCode', lambda text, **_: (text, True))
     monkeypatch.setattr(os, 'fsync', lambda _: None)
+    # OpenMP's threads are not in a process that was forked, which would wait for them forever.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with fresh_registries():
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
