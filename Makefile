@@ -45,7 +45,9 @@ demo-seg: install
 # Two processes; their idle threads yield the core instead of spinning on it. Tests start many more,
 # which need almost three times as long for their imports where Python may not write bytecode.
 test: lint docs
-	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q tests/faults
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal \
+		--ignore tests/faults
 
 test-slow: install
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow
