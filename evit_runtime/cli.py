@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status; see `exit_status`.
     """
+    return exit_status(lambda: build_parser().parse_args(argv), lambda args: args.run(args))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``evit-run``."""
     parser = argparse.ArgumentParser(
         prog='evit-run', epilog=_EPILOG,
         description='Exported EfficientViT detectors and segmentors, without PyTorch.')
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app.add_argument('file', metavar='FILE', help='model.onnx or model.xml of evit-mm export')
     add_app_arguments(app)
     app.set_defaults(run=lambda args: run_app(lambda: _load(args), args))
-    return exit_status(lambda: parser.parse_args(argv), lambda args: args.run(args))
+    return parser
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ NOT_RUN = {
     r'NNODES=2 |torchrun --nnodes 2 ': 'needs two machines',
     r'evit-mm run mmdetection/demo/': 'needs a checkout of MMDetection',
     r'evit-mm predict .*(street\.mp4| 0$)': 'needs a video, or a webcam',
+    r'evit-run predict ': 'needs an exported file; tests/runtime/test_cli.py runs it',
     r'evit-mm app ': 'serves until Ctrl-C; tests/runtime/test_page.py opens the page',
     r'evit-mm (export|test .*\.onnx)': 'tests/deployment/export and tests/engine/test_exported.py '
         'export small models and test them',

@@ -25,6 +25,7 @@ from documented_commands import (
     small,
 )
 
+import evit_runtime.cli
 from evit_mm.cli.main import COMMANDS, main
 
 SCRIPTS = {command.script: name for name, command in COMMANDS.items() if name != 'run'}
@@ -110,6 +111,8 @@ def check(command: str, written: set[str]) -> None:
         pyproject = (REPOSITORY / 'pyproject.toml').read_text()
         for extra in extras[1].split(',') if extras else ():
             assert re.search(rf'^{extra} = \[', pyproject, re.M), f'no extra {extra}'
+    elif program == 'evit-run':
+        evit_runtime.cli.build_parser().parse_args(rest)
     elif program == 'source':
         assert rest == ['.venv/bin/activate']
     else:
