@@ -23,15 +23,13 @@ from evit_runtime.results import Result
 
 from .engine import own_data, own_label_maps
 from .engine.config import leaf_datasets, load_config, without_pretrained_weights
+from .engine.exported import EXPORTED, is_exported
 from .engine.initial_checkpoint import release_checkpoint, trained_classes
 from .engine.preflight import check_checkpoint, check_operators
 from .engine.preflight.model import check_model
 from .errors import CheckpointError, ConfigError, UserError, one_line, translate_errors
 
 __all__ = ['EXPORTED', 'TorchModel', 'load_model']
-
-EXPORTED = ('.onnx', '.xml', '.pt2')
-"""The endings of exported models."""
 
 
 class TorchModel(Model):
@@ -142,7 +140,7 @@ def load_model(config: str | os.PathLike[str] | Config,
     Raises:
         UserError: If config, checkpoint or file can't be read, or don't fit together.
     """
-    if isinstance(config, str | os.PathLike) and Path(config).suffix.lower() in EXPORTED:
+    if isinstance(config, str | os.PathLike) and is_exported(config):
         return _load_exported(config, checkpoint, device)
     with translate_errors():
         target = _device(device)

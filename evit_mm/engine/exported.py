@@ -18,14 +18,16 @@ from evit_runtime.results import Result
 
 from ..errors import ConfigError
 
-__all__ = ['ExportedPredictor', 'check_exported_classes', 'is_exported', 'load_exported']
+__all__ = ['EXPORTED', 'ExportedPredictor', 'check_exported_classes', 'is_exported',
+           'load_exported']
 
-_SUFFIXES = ('.onnx', '.xml', '.pt2')
+EXPORTED = ('.onnx', '.xml', '.pt2')
+"""The endings of exported models."""
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
     """Return whether a name is that of an exported file; it may not exist."""
-    return Path(path).suffix.lower() in _SUFFIXES
+    return Path(path).suffix.lower() in EXPORTED
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel:

@@ -10,6 +10,7 @@ from mmengine.structures import BaseDataElement
 from evit_mm import engine
 from evit_mm.deployment.export import export
 from evit_mm.engine.exported import ExportedPredictor, check_exported_classes
+from evit_mm.engine.hooks.summary import _describe_device, _describe_weights
 from evit_mm.errors import ConfigError, UserError
 from evit_runtime.exported import ExportedModel
 from evit_runtime.metadata import Metadata
@@ -93,6 +94,13 @@ def test_classes_that_differ_are_named(predictor):
 
     with pytest.raises(ConfigError, match='dog and horse'):
         check_exported_classes(predictor().model, Dataset())
+
+
+def test_the_summary_does_not_call_its_weights_random(predictor):
+    model = predictor()
+    runner = type('Runner', (), dict(_load_from=None, _resume=False, work_dir='.'))()
+    assert _describe_weights(runner, model) == 'those of the exported file'
+    assert 'runtime' in _describe_device(model)
 
 
 def test_flags_that_change_the_model_are_refused(predictor, config_file, shapes, tmp_path,

@@ -112,6 +112,8 @@ def _describe_weights(runner: Any, model: nn.Module) -> str:
         return f'{source}, resumed at iteration {runner.iter}'
     if source:
         return str(source)
+    if next(model.parameters(), None) is None:
+        return 'those of the exported file'
     pretrained = [f'{init_cfg["checkpoint"]} in the {name}'
                   for name, part in model.named_children()
                   for init_cfg in [getattr(part, 'init_cfg', None)]
