@@ -204,8 +204,13 @@ def _explain(path: Path, error: Exception) -> str:
         return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
                 'which is not on the allow-list; if you trust its author, `evit-mm convert '
                 f'{path} OUTPUT --trust` extracts its weights')
-    return _unreadable(path, 'damaged or not a file of torch.save'
-                       + (f' ({error})' if type(error) is pickle.UnpicklingError else ''))
+    detail = ''
+    if type(error) is pickle.UnpicklingError:
+        # torch wraps the reason into advice to load the file unsafely.
+        reason = str(error).rpartition('WeightsUnpickler error: ')[2]
+        detail = ''.join(each if each.isprintable() else ' ' for each in reason)
+        detail = f' ({" ".join(detail.split())[:120]})'
+    return _unreadable(path, f'damaged or not a file of torch.save{detail}')
 
 
 def _unreadable(path: Path, damage: str) -> str:
