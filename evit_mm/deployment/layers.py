@@ -111,10 +111,15 @@ class FoldedAttention(nn.Module):
 
     Args:
         attention: An attention layer whose convolutions are folded already.
+
+    Attributes:
+        any_size: Whether a traced module must work for maps of any size. If not, windows are cut
+            by reshaping, which runtimes do faster.
     """
 
     def __init__(self, attention: CascadedGroupAttention) -> None:
         super().__init__()
+        self.any_size = True
         self.window_size = attention.window_size
         self.value_dim = attention.value_dim
         self.key_dim = attention.key_dim
@@ -131,13 +136,15 @@ class FoldedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) of any height and width to the same shape."""
-        tokens = _to_tokens(x, self.window_size)
+        to_tokens, to_map = (_to_tokens, _to_map) if self.any_size else (
+            _reshape_to_tokens, _reshape_to_map)
+        tokens = to_tokens(x, self.window_size)
         outputs: list[Tensor] = []
         for head, features in enumerate(tokens.split(self.value_dim, dim=2)):
             if outputs:
                 features = features + outputs[-1]
             outputs.append(self._attend(head, features))
-        x = _to_map(torch.cat(outputs, dim=2), self.window_size, like=x)
+        x = to_map(torch.cat(outputs, dim=2), self.window_size, like=x)
         return self.proj(F.relu(x))
 
     def _attend(self, head: int, features: Tensor) -> Tensor:
@@ -181,3 +188,22 @@ def _to_map(tokens: Tensor, window_size: int, like: Tensor) -> Tensor:
     x = x.unfold(1, channels, channels).unflatten(0, (batch, rows * window_size))
     x = F.pad(x, (0, 0, 0, width - columns * window_size, 0, height - rows * window_size))  # crops
     return x.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _reshape_to_tokens(x: Tensor, window_size: int) -> Tensor:
+    """Do what `_to_tokens` does, for a size that is known."""
+    batch, channels, height, width = x.shape
+    rows, columns = (height - 1) // window_size + 1, (width - 1) // window_size + 1
+    x = F.pad(x.permute(0, 2, 3, 1),
+              (0, 0, 0, columns * window_size - width, 0, rows * window_size - height))
+    x = x.reshape(batch, rows, window_size, columns, window_size, channels)
+    return x.transpose(2, 3).reshape(-1, window_size ** 2, channels)
+
+
+def _reshape_to_map(tokens: Tensor, window_size: int, like: Tensor) -> Tensor:
+    """Do what `_to_map` does, for a size that is known."""
+    batch, channels, height, width = like.shape
+    rows, columns = (height - 1) // window_size + 1, (width - 1) // window_size + 1
+    x = tokens.reshape(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
+    x = x.reshape(batch, rows * window_size, columns * window_size, channels)
+    return x[:, :height, :width].permute(0, 3, 1, 2)

@@ -2,9 +2,28 @@
 
 from torch import Tensor, nn
 
+from ..layers import FoldedAttention, FoldedFeedForward
 from .inputs import ImageInput
 
-__all__ = ['FeatureMaps']
+__all__ = ['FeatureMaps', 'suit_runtimes']
+
+
+def suit_runtimes(model: nn.Module, *, any_size: bool) -> None:
+    """Give the layers of a deployed model the form that runtimes compute fastest, in place.
+
+    Runtimes choose the layout of maps themselves and have fast 1x1 convolutions, where PyTorch is
+    faster with maps that have their channels last and with matrix products.
+
+    Args:
+        model: What `deploy` returns.
+        any_size: Whether images of any size must work.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, FoldedAttention):
+            module.any_size = any_size
+        for name, child in module.named_children():
+            if isinstance(child, FoldedFeedForward):
+                setattr(module, name, nn.Sequential(child.expand, nn.ReLU(), child.project))
 
 
 class FeatureMaps(nn.Module):

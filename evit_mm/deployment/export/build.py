@@ -7,7 +7,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...models.efficientvit import EfficientViT
-from .backbone import FeatureMaps
+from .backbone import FeatureMaps, suit_runtimes
 from .dense import DenseDetector, DetectorNetwork, build_dense_boxes, build_dense_head
 from .inputs import ImageInput
 from .portable import make_portable
@@ -31,6 +31,7 @@ def build_module(model: Any, *, any_size: bool) -> nn.Module:
     Raises:
         ConfigError: If a part of the model computes in a way that is not known.
     """
+    suit_runtimes(model, any_size=any_size)
     if isinstance(model, EfficientViT):
         return FeatureMaps(ImageInput(), model, len(model.out_channels)).eval()
     if not hasattr(model, 'data_preprocessor'):

@@ -1,13 +1,19 @@
 """The exported modules compute what MMDetection's and MMSegmentation's models do."""
 
+import copy
+
 import pytest
 import torch
+from random_models import randomize, relative_error
 from small_models import DENSE, SEGMENTORS, TWO_STAGE, small_config, small_model
 
+from evit_mm.deployment import deploy
 from evit_mm.deployment.export.build import build_module, size_divisor
 from evit_mm.deployment.export.verify import drawn_image
+from evit_mm.deployment.layers import FoldedAttention, FoldedFeedForward
 from evit_mm.engine.config import load_config
 from evit_mm.errors import ConfigError
+from evit_mm.models import EfficientViT
 from evit_mm.predict import load_model
 
 SIZES = [(96, 160), (64, 64), (90, 131)]
@@ -45,6 +51,21 @@ def compare(model, module, size, same_maps):
         if len(outputs) == 4:
             kept = outputs[3][index][:count]
             assert ((kept >= 0) & (kept <= 1)).all() and kept.shape[1:] == (28, 28)
+
+
+@pytest.mark.parametrize('any_size', [False, True])
+@torch.no_grad()
+def test_the_form_for_runtimes_has_the_same_maps(any_size):
+    model = randomize(EfficientViT('m2', window_sizes=(7, 5, 3))).eval()
+    images = [torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+              for size in ((97, 131), (224, 224), (33, 17))]
+    plain = build_module(copy.deepcopy(model), any_size=True)
+    module = build_module(deploy(model), any_size=any_size)
+    assert not any(isinstance(layer, FoldedFeedForward) for layer in module.modules())
+    assert {layer.any_size for layer in module.modules() if isinstance(layer, FoldedAttention)} \
+        == {any_size}
+    for each in images:
+        assert relative_error(module(each), plain(each)) < 1e-5
 
 
 @pytest.mark.parametrize('any_size', [False, True])
