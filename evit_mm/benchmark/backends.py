@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ from ..models import EfficientViT
 from ..predict import TorchModel, load_model
 from . import machine
 from .tables import format_table
-from .timing import Stopwatch, Timings, quartiles, take_turns
+from .timing import Stopwatch, quartiles, take_turns
 
 __all__ = ['BACKENDS', 'BackendTime', 'benchmark_backends']
 
@@ -63,8 +64,9 @@ def benchmark_backends(models: Sequence[str], backends: Sequence[str], *,
     """Time models in several runtimes, which take turns.
 
     What is timed starts with an image (H, W, 3) in memory and ends with its boxes or its label map;
-    for a backbone, with its feature maps. PyTorch computes eagerly in float32, in the form in which
-    models are trained. Files have the fixed size of the image.
+    for a backbone, with its feature maps. Each timed run follows one of the same runtime that is
+    not timed. PyTorch computes eagerly in float32, in the form in which models are trained. Files
+    have the fixed size of the image.
 
     Args:
         models: Names or paths of configs, or ``'m0'`` to ``'m5'``.
@@ -110,17 +112,31 @@ def _time(name: str, backends: Sequence[str], shape: tuple[int, int], repeats: i
             except UserError as error:
                 failures[backend] = str(error)
         timings = take_turns(
-            {backend: {'predict': action} for backend, action in actions.items()},
+            {backend: {'settle': _same_after(action), 'predict': action}
+             for backend, action in actions.items()},
             dict.fromkeys(actions, image), Stopwatch(torch.device('cpu')),
             repeats=repeats, seed=seed)
-    failed = {backend: Timings(failure=reason) for backend, reason in failures.items()}
     rows = []
     for backend in backends:
-        timing = timings.get(backend) or failed[backend]
+        timing = timings.get(backend)
+        times = timing.steps['predict'] if timing else []
+        failure = timing.failure if timing else failures[backend]
         rows.append(BackendTime(
-            name, backend, shape, timing.milliseconds,
-            quartiles(timing.totals) if timing.totals else (float('nan'),) * 2, timing.failure))
+            name, backend, shape, median(times) if times else float('nan'),
+            quartiles(times) if times else (float('nan'),) * 2, failure))
     return rows
+
+
+def _same_after(action: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a step that runs an action, and hands its input on to the next step.
+
+    The threads of a runtime spin for a while after a run, and would slow down the next one's.
+    """
+    def run(image: Any) -> Any:
+        action(image)
+        return image
+
+    return run
 
 
 @contextmanager
