@@ -78,14 +78,34 @@ def to_onnx(module: nn.Module, signature: Signature, outputs: Sequence[str]) -> 
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             to_program(module, signature), (), input_names=list(signature.names),
-            output_names=list(outputs), opset_version=OPSET, dynamo=True,
+            output_names=list(outputs), opset_version=OPSET, dynamo=True, optimize=False,
             custom_translation_table=onnx_translations(), verbose=False)
-    assert program is not None
+        assert program is not None
+        _simplify(program.model)
     # Where each node comes from, with the paths of this machine, is half of a small file.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
     return program
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and remove what is not needed or is there twice, in place.
+
+    The exporter's own optimisation also fuses operators, as runtimes do when they load a file, and
+    takes as long as the rest of the export.
+    """
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants_ir
+
+    fold_constants_ir(model)
+    onnx_ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(), common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(), common.NameFixPass())(model)
 
 
 @contextmanager
