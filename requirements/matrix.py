@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -39,14 +39,18 @@ PACKAGES = {
 }
 COLUMNS = ('row', 'Python', *PACKAGES.values(), 'passed', 'failed', 'skipped', 'date')
 
+# The wheels of some packages, such as numpy 1.26, do not list their modules in top_level.txt: they
+# are where their files are. Python's packages_distributions does so only since 3.11.
 _VERSIONS = """
 import json, platform
-from importlib.metadata import packages_distributions, version
-providers = packages_distributions()
-providers.setdefault('numpy', ['numpy'])  # 1.26 does not list its modules
+from importlib.metadata import distributions
+versions = {name: {} for name in NAMES}
+for distribution in distributions():
+    listed = (distribution.read_text('top_level.txt') or '').split()
+    for name in set(listed or [file.parts[0] for file in distribution.files or []]) & set(versions):
+        versions[name].setdefault(distribution.metadata['Name'], distribution.version)
 print(json.dumps({'python': platform.python_version(), 'packages': {
-    name: {provider: version(provider) for provider in sorted(set(providers.get(name, ())))}
-    for name in NAMES}}))
+    name: dict(sorted(providers.items())) for name, providers in versions.items()}}))
 """
 
 
@@ -149,10 +153,7 @@ def run_row(row: Row, tests: Sequence[str] = ()) -> dict[str, Any]:
     _run([python, '-m', 'pytest', '-n', '2', '--dist', 'worksteal', f'--junitxml={report}', *tests],
          folder / 'tests.log', OMP_WAIT_POLICY='passive', PATH=_path(python.parent),
          accept=(0, 1))
-    versions = json.loads(subprocess.run(
-        [python, '-c', _VERSIONS.replace('NAMES', repr(list(PACKAGES)))], check=True,
-        capture_output=True, text=True, cwd=folder).stdout)
-    return {'row': row.contents(), **versions, **count(report),
+    return {'row': row.contents(), **versions(python, PACKAGES), **count(report),
             'seconds': round(time.monotonic() - start), 'date': str(datetime.date.today())}
 
 
@@ -175,6 +176,13 @@ def install(row: Row, folder: Path) -> Path:
         _run([*install_here, '--no-deps', '--no-build-isolation', *row.compile], log,
              MMCV_WITH_OPS='1', PATH=_path(python.parent))
     return python
+
+
+def versions(python: str | Path, modules: Iterable[str]) -> dict[str, Any]:
+    """Return the version of a Python, and those of the distributions that provide modules in it."""
+    code = _VERSIONS.replace('NAMES', repr(list(modules)))
+    return json.loads(subprocess.run([python, '-I', '-c', code], check=True, capture_output=True,
+                                     text=True).stdout)
 
 
 def count(report: Path) -> dict[str, int]:

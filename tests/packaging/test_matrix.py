@@ -1,8 +1,10 @@
 """The environments of `make test-matrix`: what they claim, and how their results are kept."""
 
 import importlib.util
+import platform
 import re
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,26 @@ def test_the_table_names_an_unusual_provider(matrix):
                          })['onedl']
     assert line == ('| onedl | 3.12.1 | 1.0 | 1.0 | 1.0 | opencv-python 5 and 4 | 1.0 | '
                     'onedl-mmcv 2.3 | 1.0 | none | 7 | 0 | 2 | 2026-11-27 |')
+
+
+def test_the_providers_of_modules_are_found(matrix, tmp_path):
+    venv.create(tmp_path / 'environment', with_pip=False)
+    site_packages = next((tmp_path / 'environment').glob('lib/python*/site-packages'))
+    for name, version, files in (
+            ('numpy', '1.26.4', {'RECORD': 'numpy/__init__.py,,\nnumpy/linalg/linalg.py,,\n'}),
+            ('onedl-mmcv', '2.3.6', {'RECORD': 'mmcv/__init__.py,,\n',
+                                     'top_level.txt': 'mmcv\n'}),
+            ('other', '1.0', {})):
+        folder = site_packages / f'{name}-{version}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\n'
+                                         f'Version: {version}\n')
+        for file, text in files.items():
+            (folder / file).write_text(text)
+    assert matrix.versions(tmp_path / 'environment' / 'bin' / 'python', matrix.PACKAGES) == {
+        'python': platform.python_version(),
+        'packages': {**dict.fromkeys(matrix.PACKAGES, {}), 'numpy': {'numpy': '1.26.4'},
+                     'mmcv': {'onedl-mmcv': '2.3.6'}}}
 
 
 def test_errors_count_as_failures(matrix, tmp_path):
