@@ -5,7 +5,6 @@ dataset in YOLO's layout, in any folder. Files that fit are read where they are;
 to change, such as the order of the categories, a copy goes to ``annotations/`` in the work dir.
 """
 
-import colorsys
 import hashlib
 import logging
 import os
@@ -16,6 +15,8 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+
+from evit_runtime.class_names import class_colours
 
 from ..data.check import CocoCheck, Severity, check_coco, read_coco, read_headers
 from ..data.check.findings import shorten
@@ -425,14 +426,7 @@ def _set_dataset(dataset: MutableMapping[str, Any], split: _Split, classes: Sequ
     dataset.pop('indices', None)
     dataset.update(
         data_root=f'{split.images}/', ann_file=str(split.path), data_prefix=dict(img=''),
-        metainfo=dict(classes=tuple(classes), palette=_palette(len(classes))))
-
-
-def _palette(count: int) -> list[tuple[int, int, int]]:
-    """Return colours that are far from each other, at any count."""
-    golden = 0.618034  # a step of this many turns of the hue never comes close to an earlier one
-    colors = [colorsys.hsv_to_rgb(index * golden % 1, 0.75, 0.9) for index in range(count)]
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors]
+        metainfo=dict(classes=tuple(classes), palette=class_colours(len(classes))))
 
 
 def _evaluator(evaluator: Any, path: str, masks: bool) -> Any:

@@ -5,7 +5,6 @@ folders, which are read where they are. Lists of the images of a split, where so
 held out, go to ``label_maps/`` in the work dir.
 """
 
-import colorsys
 import hashlib
 import logging
 import os
@@ -19,6 +18,8 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from mmengine.config import Config
 from mmengine.logging import print_log
+
+from evit_runtime.class_names import class_colours
 
 from ..data.check import MasksCheck, Severity, check_masks
 from ..data.check.findings import shorten
@@ -247,7 +248,7 @@ def _set_class_weights(head: Any, old: int, count: int) -> None:
 def _set_datasets(config: Config, splits: Mapping[str, _Split], numbering: _Numbering,
                   zero_is_unlabelled: bool, training: bool) -> None:
     """Put the label maps in the place of a config's datasets."""
-    metainfo = dict(classes=tuple(numbering.classes), palette=_palette(len(numbering.classes)))
+    metainfo = dict(classes=tuple(numbering.classes), palette=class_colours(len(numbering.classes)))
     folder = Path(config.work_dir) / 'label_maps'
     for name, split in splits.items():
         new: dict[str, Any] = dict(
@@ -290,13 +291,6 @@ def _set_evaluators(config: Config) -> None:
         if kinds and not all('IoUMetric' in kind for kind in kinds):
             config[key] = dict(type=_METRIC)
             _log(f'{key}: UnroundedIoUMetric instead of {", ".join(kinds)}')
-
-
-def _palette(count: int) -> list[list[int]]:
-    """Return colours that neighbours in the order of the classes can be told apart by."""
-    golden = 0.618034
-    return [[round(255 * part) for part in colorsys.hsv_to_rgb(
-        i * golden % 1, (0.85, 0.55)[i // 8 % 2], (0.95, 0.7)[i // 4 % 2])] for i in range(count)]
 
 
 # --- the files --------------------------------------------------------------------------------

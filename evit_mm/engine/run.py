@@ -304,6 +304,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
         config.resume = False
         if exported:
             config.model = dict(type=ExportedPredictor.__name__, path=os.fspath(checkpoint))
+            # mmengine would add it to the model's arguments; the file normalises by itself.
+            config.pop('data_preprocessor', None)
         if show_dir:
             configure.draw_predictions(config, _create_folder(show_dir, '--show-dir'),
                                        score_thr=score_thr)

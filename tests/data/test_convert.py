@@ -240,6 +240,10 @@ def test_copies_and_refusals(coco_file, photos, tmp_path):
     coco_file.write_text(json.dumps(content))
     with pytest.raises(UserError, match='a.png and a.jpg would share'):
         convert_dataset(coco_file, tmp_path / 'y', source_format='coco', target_format='yolo')
+    content['images'][3]['file_name'] = content['images'][0]['file_name']
+    coco_file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match='.png is listed under the ids [0-9]+ and 4, which'):
+        convert_dataset(coco_file, tmp_path / 'w', source_format='coco', target_format='yolo')
     content['images'][3]['file_name'] = str(photos / 'a.jpg')
     coco_file.write_text(json.dumps(content))
     with pytest.raises(UserError, match='leads out of the folder'):

@@ -2,19 +2,26 @@
 
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.structures import BaseDataElement
+from mmseg.registry import DATASETS
+from small_models import small_config, small_model
 
 from evit_mm import engine
 from evit_mm.deployment.export import export
+from evit_mm.deployment.export.verify import drawn_image
+from evit_mm.engine.config import load_config
 from evit_mm.engine.exported import ExportedPredictor, check_exported_classes
 from evit_mm.engine.hooks.summary import _describe_device, _describe_weights
 from evit_mm.errors import ConfigError, UserError
 from evit_runtime.exported import ExportedModel
 from evit_runtime.metadata import Metadata
 from evit_runtime.preprocess import Preprocessing
+
+SEGMENTOR = 'upernet_evit_m0_shapes'
 
 
 class Session:
@@ -78,8 +85,6 @@ def test_a_batch_is_padded_to_its_largest_image(predictor):
 
 
 def test_a_file_of_a_fixed_size_reads_the_images_itself(predictor, tmp_path):
-    import cv2
-
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((80, 180, 3), np.uint8))
     model = predictor(size=(64, 64))
     sample = BaseDataElement(metainfo=dict(img_path=str(tmp_path / 'a.png')))
@@ -125,3 +130,57 @@ def test_metrics_equal_those_of_pytorch(trained, detection, config_file, shapes,
         torch.testing.assert_close(torch.as_tensor(b['pred_instances']['scores']),
                                    torch.as_tensor(a['pred_instances']['scores']),
                                    atol=1e-3, rtol=0)
+
+
+def test_a_segmentor_has_the_metrics_of_its_label_maps(scenes, loaders, tmp_path, monkeypatch):
+    """And the config's data_preprocessor, which mmengine adds to the model, is not in the way."""
+    class Walls:
+        backend, inputs, outputs = 'none', ('images', 'output_size'), ('label_map',)
+
+        def run(self, inputs):
+            shape = (len(inputs['images']), *inputs['output_size'])
+            return {'label_map': np.zeros(shape, np.uint8)}
+
+    config = load_config(SEGMENTOR)
+    classes = DATASETS.get('ADE20KDataset').METAINFO['classes']
+    metadata = Metadata(task='segmentation', inputs=Walls.inputs, outputs=Walls.outputs,
+                        class_names=classes, preprocessing=Preprocessing(divisor=32))
+    model = ExportedModel(Walls(), metadata)
+    for module in ('run', 'exported'):
+        monkeypatch.setattr(f'evit_mm.engine.{module}.load_exported', lambda path: model)
+    metrics = engine.test(SEGMENTOR, 'model.onnx', data_root=scenes, work_dir=tmp_path,
+                          cfg_options=loaders)
+    assert 'data_preprocessor' in config
+    labels = np.concatenate([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).ravel() for path in
+                             (scenes / 'annotations' / 'validation').glob('*.png')])
+    assert metrics['aAcc'] == pytest.approx(100 * (labels == 1).sum() / (labels > 0).sum())
+    assert metrics['aAcc'] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize('name', ['upernet', 'semantic_fpn'])
+def test_miou_equals_that_of_pytorch(name, suffix, tmp_path):
+    """On label maps that are PyTorch's predictions, so that one in 10,000 pixels shows."""
+    config, checkpoint = small_config(name), tmp_path / 'weights.pth'
+    for folder in ('images', 'masks'):
+        (tmp_path / folder).mkdir()
+    config.test_dataloader.update(num_workers=0, persistent_workers=False, dataset=dict(
+        type='LabelMapDataset', data_root=str(tmp_path), reduce_zero_label=True,
+        pipeline=config.test_dataloader.dataset.pipeline,
+        data_prefix=dict(img_path='images', seg_map_path='masks'),
+        metainfo=dict(classes=[f'class {index}' for index in range(7)])))
+    config.dump(tmp_path / 'config.py')
+    model = small_model(name)
+    torch.save({'state_dict': model.module.state_dict()}, checkpoint)
+    for index, size in enumerate([(90, 161), (133, 71), (64, 200)]):
+        image = np.roll(drawn_image(size), 17 * index, axis=(0, 1))
+        path = tmp_path / 'images' / f'{index}.png'
+        cv2.imwrite(str(path), image)
+        cv2.imwrite(str(tmp_path / 'masks' / path.name), model(path)[0].label_map + 1)
+    options = dict(data_root=tmp_path, work_dir=tmp_path / 'work_dir')
+    expected = engine.test(tmp_path / 'config.py', checkpoint, **options)
+    assert expected['mIoU'] == 100
+    path = export(tmp_path / 'config.py', checkpoint, out=tmp_path / f'model{suffix}')
+    found = engine.test(tmp_path / 'config.py', path, **options)
+    assert found == pytest.approx(expected, abs=0.01)

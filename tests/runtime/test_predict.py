@@ -126,12 +126,13 @@ def test_a_picture_that_the_model_refuses(spots, photos, monkeypatch, capsys):
 
 def test_animations_are_noted(spots, tmp_path, two_spots, capsys):
     first = Image.fromarray(two_spots[..., ::-1])
-    first.save(tmp_path / 'a.gif', save_all=True, append_images=[Image.new('RGB', first.size)])
-    first.save(tmp_path / 'b.gif')
-    summary = predict(spots, ['a.gif', 'b.gif'])
+    first.save(tmp_path / 'a.webp', lossless=True, save_all=True,
+               append_images=[Image.new('RGB', first.size)])
+    first.save(tmp_path / 'b.webp', lossless=True)
+    summary = predict(spots, ['a.webp', 'b.webp'])
     assert summary.pictures == 2
     [note] = [line for line in capsys.readouterr().err.splitlines() if line.startswith('note')]
-    assert note.endswith('a.gif has several frames; the first one is predicted')
+    assert note.endswith('a.webp has several frames; the first one is predicted')
     assert files(summary.out)[0] == 'pictures/a.png'
 
 

@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ['CocoBuilder', 'common_folder', 'list_images']
+from ...errors import UserError
+
+__all__ = ['CocoBuilder', 'common_folder', 'list_images', 'name_label_files']
 
 _SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -85,6 +87,32 @@ class CocoBuilder:
 def list_images(folder: Path) -> list[Path]:
     """Return the images in a folder and its subfolders, in the order of their names."""
     return sorted(_visible(folder))
+
+
+def name_label_files(content: Mapping[str, Any], folder: Path, suffix: str
+                     ) -> list[tuple[dict[str, Any], Path]]:
+    """Return the images of a COCO annotation file, each with the file for its labels.
+
+    Args:
+        content: Of the annotation file.
+        folder: Gets the files, in the images' subfolders.
+        suffix: That of the files.
+
+    Raises:
+        UserError: If two images would share a file, or an image is listed twice.
+    """
+    owners: dict[Path, dict[str, Any]] = {}
+    for image in content['images']:
+        name = image['file_name']
+        file = folder / Path(name).with_suffix(suffix)
+        other = owners.setdefault(file, image)
+        if other['file_name'] != name:
+            raise UserError(f'{other["file_name"]} and {name} would share the file {file}: rename '
+                            'one of the images')
+        if other is not image:
+            raise UserError(f'{name} is listed under the ids {other["id"]!r} and {image["id"]!r}, '
+                            f'which would share the file {file}: merge their entries')
+    return [(image, file) for file, image in owners.items()]
 
 
 def common_folder(paths: Iterable[Path]) -> Path:

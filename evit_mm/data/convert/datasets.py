@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ...errors import UserError
-from ...files import locked_folder, write_json
+from ...files import locked_folder, write_atomically, write_json
 from ..check import check_coco, read_coco, read_headers
 from ..image_folder import find_image_folder
 from .coco_builder import CocoBuilder
@@ -154,11 +154,13 @@ def _write(splits: Mapping[str, CocoBuilder], out: Path, target: str, copy_image
 def _write_classes(content: Mapping[str, Any], splits: list[str], out: Path, target: str) -> None:
     names = [category['name'] for category in content['categories']]
     if target == 'yolo':
-        (out / 'data.yaml').write_text(yaml.safe_dump(
-            {**{split: f'images/{split}' for split in splits}, 'names': dict(enumerate(names))},
-            sort_keys=False, allow_unicode=True), encoding='utf-8')
+        with write_atomically(out / 'data.yaml') as file:
+            yaml.safe_dump(
+                {**{split: f'images/{split}' for split in splits}, 'names': dict(enumerate(names))},
+                file, sort_keys=False, allow_unicode=True)
     elif target == 'masks':
-        (out / 'classes.txt').write_text('\n'.join(['background', *names, '']), encoding='utf-8')
+        with write_atomically(out / 'classes.txt') as file:
+            file.write('\n'.join(['background', *names, '']))
 
 
 def _check_names(split: CocoBuilder) -> None:
@@ -176,10 +178,10 @@ def _check_names(split: CocoBuilder) -> None:
 
 def _place_images(split: CocoBuilder, folder: Path, *, copy: bool) -> None:
     """Copy the images of a split to a folder, or link them there."""
-    for image in split.content['images']:
-        target = folder / image['file_name']
+    for name in sorted({image['file_name'] for image in split.content['images']}):
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = split.images / image['file_name']
+        source = split.images / name
         if copy:
             shutil.copyfile(source, target)
         else:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...errors import UserError
 from ..check.findings import shorten
+from .coco_builder import name_label_files
 
 __all__ = ['write_label_maps']
 
@@ -42,13 +43,7 @@ def write_label_maps(content: dict[str, Any], folder: Path) -> None:
     if bare:
         raise UserError(f'{len(bare)} of {len(content["annotations"])} objects have a box but no '
                         f'mask (annotations {shorten(bare)}): label maps need their outlines')
-    owners: dict[Path, str] = {}
-    for image in content['images']:
-        file = folder / Path(image['file_name']).with_suffix('.png')
-        other = owners.setdefault(file, image['file_name'])
-        if other != image['file_name']:
-            raise UserError(f'{other} and {image["file_name"]} would share the label map {file}: '
-                            'rename one of the images')
+    for image, file in name_label_files(content, folder, '.png'):
         height, width = image['height'], image['width']
         label_map = np.zeros((height, width), np.uint8)
         for entry in sorted(objects[image['id']], key=lambda entry: -entry['area']):

@@ -10,7 +10,7 @@ import yaml
 
 from ...errors import UserError
 from ..check import read_headers
-from .coco_builder import Box, CocoBuilder, common_folder, list_images
+from .coco_builder import Box, CocoBuilder, common_folder, list_images, name_label_files
 
 __all__ = ['read_yolo', 'write_yolo']
 
@@ -77,13 +77,7 @@ def write_yolo(content: dict[str, Any], label_folder: Path) -> int:
                   (y2 - y1) / height)
         lines[entry['image_id']].append(
             f'{labels[entry["category_id"]]} ' + ' '.join(f'{value:.8g}' for value in values))
-    owners: dict[Path, str] = {}
-    for image in content['images']:
-        file = label_folder / Path(image['file_name']).with_suffix('.txt')
-        other = owners.setdefault(file, image['file_name'])
-        if other != image['file_name']:
-            raise UserError(f'{other} and {image["file_name"]} would share the label file {file}: '
-                            'rename one of the images')
+    for image, file in name_label_files(content, label_folder, '.txt'):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(''.join(f'{line}\n' for line in lines[image['id']]), encoding='utf-8')

@@ -2,19 +2,20 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS, Registry
 
+from ...data.label_map_files import visible_files
 from ...errors import UserError
 from ..config import leaf_datasets
 from .categories import check_categories
 
 __all__ = ['base_class', 'check_files', 'class_of', 'coco_classes', 'dataset_class', 'is_local',
-           'is_remote', 'segmentation_base']
+           'is_remote', 'segmentation_base', 'unread_dataset']
 
 _HOW_TO_GET_DATA = {
     'CocoDataset': 'get COCO 2017 from cocodataset.org (train2017.zip, val2017.zip and '
@@ -83,6 +84,25 @@ def segmentation_base(kind: type | None) -> Any:
     return base_class(kind, 'mmseg', 'BaseSegDataset') or base_class(kind, 'mmseg', 'BaseCDDataset')
 
 
+def unread_dataset(kind: Any, dataset: Mapping[str, Any]) -> Any:
+    """Return a dataset that has joined its paths but read no file; None if it can't be built.
+
+    It has the defaults of its type. Building the real one will fail where this one does, and say
+    why.
+
+    Args:
+        kind: A subclass of a base class of MMSegmentation's datasets.
+        dataset: Its config.
+    """
+    config = deepcopy({key: value for key, value in dataset.items()
+                       if key not in ('type', '_scope_')})
+    config.update(pipeline=[], lazy_init=True, test_mode=False)
+    try:
+        return kind(**config)
+    except Exception:
+        return None
+
+
 def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> None:
     """Check that a segmentation dataset has at least one image.
 
@@ -91,12 +111,8 @@ def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> No
     """
     if getattr(kind, 'load_data_list', None) is not base.load_data_list:
         return  # has its own way to list images
-    config = deepcopy({key: value for key, value in dataset.items()
-                       if key not in ('type', '_scope_')})
-    config.update(pipeline=[], lazy_init=True, test_mode=False)
-    try:
-        unread = kind(**config)  # has the defaults of its type, and joins paths as it does
-    except Exception:  # building the real one will fail, and say why
+    unread = unread_dataset(kind, dataset)
+    if unread is None:
         return
     if unread.ann_file and not os.path.isdir(unread.ann_file):
         if not any(line.strip() for line in Path(unread.ann_file).read_text().splitlines()):
@@ -104,7 +120,7 @@ def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> No
         return
     folder, suffix = unread.data_prefix.get('img_path') or '', unread.img_suffix
     others: Counter[str] = Counter()
-    for file in _visible_files(folder):
+    for file in visible_files(folder):
         if file.endswith(suffix):
             return
         others[os.path.splitext(file)[1]] += 1
@@ -113,12 +129,6 @@ def _check_images_found(kind: type, base: Any, dataset: Mapping[str, Any]) -> No
         + (f': the {others.total()} files there end in '
            f'{", ".join(repr(other) for other, _ in others.most_common(3))}' if others else '')
         + '; set img_suffix of the dataset, or data_prefix.img_path')
-
-
-def _visible_files(folder: str) -> Iterator[str]:
-    """Yield the files that mmseg finds in a folder and its subfolders."""
-    for path, _, names in os.walk(folder, followlinks=True):
-        yield from (os.path.join(path, name) for name in names if not name.startswith('.'))
 
 
 def _loads_labels(pipeline: Any) -> bool:

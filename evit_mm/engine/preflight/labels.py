@@ -30,7 +30,7 @@ from ...data.loading import CheckedLoadImage
 from ...errors import ConfigError, UserError
 from ..config import leaf_datasets
 from .datasets import leaves, steps
-from .files import dataset_class, is_local, is_remote, segmentation_base
+from .files import dataset_class, is_local, is_remote, segmentation_base, unread_dataset
 from .findings import log_findings
 
 __all__ = ['check_label_maps', 'check_numbering', 'ignored_label']
@@ -160,12 +160,8 @@ def _check_classes(kind: Any, dataset: Mapping[str, Any]) -> None:
 
 def _warn_of_other_suffixes(kind: Any, dataset: Mapping[str, Any]) -> None:
     """Warn of images that are passed over because of their suffix."""
-    config = deepcopy({key: value for key, value in dataset.items()
-                       if key not in ('type', '_scope_')})
-    config.update(pipeline=[], lazy_init=True, test_mode=False)
-    try:
-        unread = kind(**config)  # has the defaults of its type, and joins paths as it does
-    except Exception:  # building the real one will fail, and say why
+    unread = unread_dataset(kind, dataset)
+    if unread is None:
         return
     folder = unread.data_prefix.get('img_path') or ''
     if unread.ann_file and not os.path.isdir(unread.ann_file) or not os.path.isdir(folder):
