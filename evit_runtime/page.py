@@ -23,6 +23,7 @@ from typing import Any
 from .errors import UserError
 from .image_files import decode_image
 from .model import Model
+from .request_limits import limit_requests, only_files, patient_for
 from .results import Result
 from .version import __version__
 
@@ -30,8 +31,9 @@ __all__ = ['Page', 'coco_document', 'serve']
 
 _HOST = '127.0.0.1'
 _LARGEST_UPLOAD = 100 * 2 ** 20  # bytes
-_SECONDS = 120.0  # for a picture
-_WAITING = 16  # requests
+_SECONDS = 120.0  # for a picture, and for a request to arrive
+_SECONDS_IDLE = 10.0  # of a connection that neither asks for something nor reads what it gets
+_WAITING = 64  # requests
 _SESSIONS = 8  # whose results are kept
 _DRAWINGS = 64  # each move of the threshold makes one
 _SECONDS_KEPT = 3600
@@ -63,7 +65,7 @@ class Page:
             port: Its port on 127.0.0.1; 0 takes any that is free.
             score_threshold: Where the threshold starts.
             largest_upload: Bytes of the largest file that is accepted.
-            seconds: Time after which a picture is given up.
+            seconds: Time after which a picture is given up, or a request that has not arrived.
 
         Raises:
             UserError: If gradio is not installed, or the port is in use.
@@ -113,7 +115,9 @@ class Page:
         blocks.queue(max_size=_WAITING, default_concurrency_limit=2, api_open=False)
         # A page of another site can't reach this one by a name of its own.
         middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, 'localhost']),
-                      Middleware(_policy_middleware)]
+                      Middleware(_policy_middleware),
+                      Middleware(limit_requests, largest_upload=largest_upload,
+                                 seconds=self._seconds, folder=self._folder)]
         try:
             _, address, _ = blocks.launch(
                 server_name=_HOST, server_port=port, share=False, quiet=True,
@@ -125,6 +129,10 @@ class Page:
             raise UserError(f'port {port} can\'t be used: choose another one with --port'
                             ) from error
         self._stack.callback(blocks.close, verbose=False)
+        # Uvicorn creates one for each connection; gradio starts it without options.
+        settings = blocks.server.config
+        settings.http_protocol_class = patient_for(_SECONDS_IDLE,
+                                                   settings.http_protocol_class)
         return str(address)
 
     def _theme(self) -> Any:
@@ -161,6 +169,8 @@ class Page:
                                            show_label=False, buttons=['fullscreen'],
                                            alt_text='the picture with what was found',
                                            elem_id='picture', visible=False)
+            upload.async_move_resource_to_block_cache = only_files(
+                upload.async_move_resource_to_block_cache)
             shown = [said, picture, picture_file, json_file]
             private = dict(api_visibility='private')
             # The upload is emptied, so that the next picture can be dropped there.
