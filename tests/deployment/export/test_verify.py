@@ -60,6 +60,14 @@ def test_masks():
                            ).is_within_bounds
     difference = compare_results(one, result(BOXES[:1], [0.9], masks=other), metadata())
     assert not difference.is_within_bounds and '0.9333' in difference.text
+    for count, is_same in ((4, True), (5, False)):  # pixels of a small mask
+        small, other = np.zeros((2, 1, 100, 100), bool)
+        small[:, 10:13, 10:20] = True
+        other[:, 10:13, 10:20] = True
+        other[:, 10, 10:10 + count] = False
+        difference = compare_results(result(BOXES[:1], [0.9], masks=small),
+                                     result(BOXES[:1], [0.9], masks=other), metadata())
+        assert difference.is_within_bounds is is_same
 
 
 def test_label_maps():
