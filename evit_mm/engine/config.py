@@ -251,7 +251,12 @@ def add_trackers(config: Config, names: Sequence[str]) -> None:
             type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]))
         backends = list(visualizer.get('vis_backends') or [])
         if not any(TRACKERS[name] in str(backend.get('type')) for backend in backends):
-            backends.append(dict(type=TRACKERS[name]))
+            backend = dict(type=TRACKERS[name])
+            if name == 'mlflow':
+                # mmengine's default is a folder, which MLflow 3 refuses. This is MLflow's own.
+                backend['tracking_uri'] = (os.environ.get('MLFLOW_TRACKING_URI')
+                                           or 'sqlite:///mlflow.db')
+            backends.append(backend)
         config.visualizer = dict(visualizer, vis_backends=backends)
 
 

@@ -147,10 +147,16 @@ def test_pictures_replace_the_drawing_of_other_packages(config, tmp_path):
 def test_trackers(config, monkeypatch):
     monkeypatch.setattr(configure.importlib.util, 'find_spec',
                         lambda name: None if name == 'wandb' else name)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     for _ in range(2):  # a config may name one already
         configure.add_trackers(config, ['tensorboard', 'mlflow'])
     assert [backend.type for backend in config.visualizer.vis_backends] == [
         'LocalVisBackend', 'TensorboardVisBackend', 'MLflowVisBackend']
+    assert config.visualizer.vis_backends[2].tracking_uri == 'sqlite:///mlflow.db'
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://127.0.0.1:5000')
+    config.visualizer.vis_backends.pop()
+    configure.add_trackers(config, ['mlflow'])
+    assert config.visualizer.vis_backends[2].tracking_uri == 'http://127.0.0.1:5000'
     assert config.visualizer.type == 'DetLocalVisualizer'
     with pytest.raises(UserError, match='needs the package wandb, .*: pip install wandb$'):
         configure.add_trackers(config, ['wandb'])

@@ -121,6 +121,8 @@ class PreflightHook(Hook):
             preflight.check_classes(model, dataset, split)
             preflight.check_label_maps(dataset, split,
                                        ignore_index=preflight.ignored_label(model))
+            if split != 'train':
+                preflight.warn_of_missed_images(getattr(runner, loop).evaluator, dataset, split)
         if 'train' in splits and 'model' in runner.cfg:
             preflight.check_norms(model, runner.train_loop.dataloader, runner.cfg,
                                   runner.world_size)

@@ -50,7 +50,10 @@ def check_checkpoint(model: nn.Module, source: str, *, purpose: str) -> list[Eff
     differences = _differences(state, expected)
     if differences and purpose != 'finetune':
         raise CheckpointError(
-            f'{source} is not a checkpoint of this config\'s model: {differences}')
+            f'{source} is not a checkpoint of this config\'s model: {differences}'
+            + ('; all else fits, as after a training on another number of classes: set classes and '
+               'num_classes of the config to those of the checkpoint'
+               if _differ_in_outputs(state, expected) else ''))
     fitting = sum(key in expected and expected[key].shape == state[key].shape for key in state)
     if not fitting:
         raise CheckpointError(f'{source} has nothing in common with this config\'s model: '
@@ -87,6 +90,13 @@ def _checked_backbone(backbone: EfficientViT, prefix: str, state: dict[str, Tens
         print_log(f'{source}: backbone: {report}', logger='current')
     return {key: value for key, value in state.items() if not key.startswith(prefix)} | {
         prefix + key: value for key, value in translated.items()}
+
+
+def _differ_in_outputs(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Return whether two state dicts differ in the output channels of some layers alone."""
+    return all(key in state and state[key].shape[1:] == expected[key].shape[1:]
+               for key in expected if not key.endswith('num_batches_tracked')) and all(
+        key in expected for key in state)
 
 
 def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

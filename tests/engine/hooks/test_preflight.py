@@ -1,6 +1,7 @@
 """The checks in runners of other tools."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +143,29 @@ def test_label_maps_in_a_stock_training(segmentor, ade):
         segmentor.pop(f'val_{name}')
     with pytest.raises(ConfigError, match='from a batch of one image'):
         Runner.from_cfg(segmentor).train()
+
+
+def test_images_that_are_evaluated_without_a_prediction(own_config, shapes, capsys):
+    """By MMDetection's metric, which evit_mm.test replaces."""
+    config = own_config()
+    config.test_dataloader.dataset.indices = 1
+    truth = json.loads((shapes / config.test_dataloader.dataset.ann_file).read_text())
+    first = min(image['id'] for image in truth['images'])
+    count = sum(entry['image_id'] != first and not entry['iscrowd']
+                for entry in truth['annotations'])
+    warning = f'CocoMetric is going to count {count} objects of 3 images as missed'
+    with pytest.raises(AssertionError, match='the loop has started'):
+        start(config, 'test')
+    [line] = [line for line in capsys.readouterr().out.splitlines() if 'as missed' in line]
+    assert warning in line
+    config.test_evaluator.type = 'evit_mm.detection.PerClassCocoMetric'
+    with pytest.raises(AssertionError, match='the loop has started'):
+        start(config, 'test')
+    del config.test_dataloader.dataset['indices']
+    config.test_evaluator.type = 'CocoMetric'
+    with pytest.raises(AssertionError, match='the loop has started'):
+        start(config, 'test')
+    assert 'as missed' not in capsys.readouterr().out
 
 
 def test_our_own_training_checks_once(own_config, monkeypatch):

@@ -53,5 +53,9 @@ def test_fine_tuning_accepts_another_head(model, config, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'print_log', lambda text, **_: messages.append(text))
     preflight.check_checkpoint(model, other, purpose='finetune')
     assert 'of another shape (bbox_head.retina_cls.weight' in messages[-1]
-    with pytest.raises(CheckpointError, match='2 tensors of another shape'):
+    with pytest.raises(CheckpointError, match='2 tensors of another shape.*number of classes'):
         preflight.check_checkpoint(model, other, purpose='test')
+    state = model.state_dict()
+    state['bbox_head.retina_cls.weight'] = state['bbox_head.retina_cls.weight'][:, :8]
+    with pytest.raises(CheckpointError, match=r'1 tensors of another shape \([^;]*$'):
+        preflight.check_checkpoint(model, save(tmp_path / 'b.pth', state), purpose='test')
