@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help='write a file of a fixed size, which images are resized into')
     sizes.add_argument('--dynamic', action='store_const', const=True,
                        help='write a file for images of any size, any number at a time (default '
-                       'if the config\'s test pipeline gives images of different sizes)')
+                       'for segmentors, and if the config\'s test pipeline gives images of '
+                       'different sizes)')
     parser.add_argument('--batch-size', type=int, default=1, metavar='N',
                         help='images that a file of a fixed size takes at a time (1)')
     parser.add_argument('--precision', choices=_PRECISIONS, default='fp32',

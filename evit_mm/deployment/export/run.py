@@ -56,8 +56,9 @@ def export(config: _Path, checkpoint: _Path | None = None, *, out: _Path,
         size: Height and width of the images, in a file of a fixed size. Images are resized into
             it.
         dynamic: Whether the file takes images of any size, and any number of them. By default it
-            does if the config's test pipeline gives images of different sizes, because only then
-            its results are those of the config for all images; .pt2 files have a fixed size.
+            does for segmentors, and if the config's test pipeline gives images of different sizes,
+            because only then its results are those of the config for all images; .pt2 files have a
+            fixed size.
         batch_size: Images that a file of a fixed size takes at a time.
         precision: ``'fp32'``; ``'fp16'``, which halves the file, and computes in float16 where the
             runtime can; for OpenVINO also ``'bf16'``, which computes in bfloat16 where the CPU
@@ -86,7 +87,9 @@ def export(config: _Path, checkpoint: _Path | None = None, *, out: _Path,
         Preprocessing(keep_ratio=False)
     is_dynamic = bool(dynamic)
     if dynamic is None:
-        is_dynamic = size is None and path.suffix.lower() != '.pt2' and fixed_size(rule) is None
+        # Segmentors resize logits to the image, whose size the network's input may not tell.
+        is_dynamic = size is None and path.suffix.lower() != '.pt2' and (
+            task == 'semantic segmentation' or fixed_size(rule) is None)
     divisor, fill = size_divisor(model), _fill(model)
     if is_dynamic:
         rule = replace(rule, divisor=divisor, fill=fill)
