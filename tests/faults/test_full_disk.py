@@ -38,7 +38,8 @@ def small_disk(tmp_path):
 
 
 # A checkpoint has 0.8 MB: the fourth one has no place.
-def test_a_full_disk_during_a_training(small_disk, tmp_path, capsys):
+def test_a_full_disk_during_a_training(small_disk, tmp_path, capsys, record_property):
+    record_property('a full disk', 1)
     options = dict(length=8, pad=200_000, keep=-1)
     status = _exit_status(Namespace, lambda _: build(small_disk / 'run', **options).train())
     assert status == 2
@@ -160,7 +161,8 @@ PREDICTIONS = {  # and the bytes that are not enough
                                        for part in (0.1, 0.5, 1))])
 @pytest.mark.parametrize('kind', PREDICTIONS)
 def test_a_full_disk_during_predictions(kind, part, small_disk, photos, tmp_path, capsys,
-                                        monkeypatch):
+                                        monkeypatch, record_property):
+    record_property('a full disk', 1)
     task, inputs, flags, too_little = PREDICTIONS[kind]
     if kind == 'tables':
         for number in range(200):
@@ -201,7 +203,8 @@ def once(function):
 
 @pytest.mark.faults
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml', '.pt2'])
-def test_a_full_disk_during_an_export(suffix, small_detector, small_disk, capsys, monkeypatch):
+def test_a_full_disk_during_an_export(suffix, small_detector, small_disk, capsys, monkeypatch,
+                                      record_property):
     command = ['export', *small_detector, '--out', small_disk / f'model{suffix}', '--size', 96, 160,
                '--no-verify']
     run = evit_mm.cli.main.main
@@ -218,11 +221,14 @@ def test_a_full_disk_during_an_export(suffix, small_detector, small_disk, capsys
         if fails(run, command, capsys, small_disk, int(part * size)):
             failures += 1
             assert contents(small_disk) == before
+    record_property('a full disk', failures)
     assert failures > 3
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors', '.pt'])
-def test_a_full_disk_during_a_conversion(suffix, small_detector, small_disk, capsys):
+def test_a_full_disk_during_a_conversion(suffix, small_detector, small_disk, capsys,
+                                         record_property):
+    record_property('a full disk', 4)
     def run(arguments):
         return evit_mm.cli.main.run_tool('convert', arguments)
 
