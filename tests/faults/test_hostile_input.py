@@ -92,6 +92,8 @@ HOSTILE = {
     'a slow codec': (DICT + text('x') + b'c_codecs\nencode\n(' + text('ü' * 10) + text('punycode')
                      + b'tRu.', '_codecs.encode'),
     'no end': (DICT, 'damaged'),
+    'a name that controls the terminal': (DICT + text('x') + b'c\x1b[2J\x14a\nb\n)Ru.',
+                                          'refers to \\x1b[2J\\x14a.b'),
 }
 
 
@@ -128,7 +130,7 @@ def test_the_shared_cases(hostile_cases):
             '    except Exception as error:\n        print(type(error).__name__)\n'
             'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - limit)')
     done = subprocess.run([sys.executable, '-c', code, *map(str, sorted(hostile_cases.iterdir()))],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=300)
     *errors, grown = done.stdout.split()
     assert errors == ['CheckpointError'] * 3 and int(grown) < 200_000, done.stderr
 
