@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .class_names import Colour
 from .errors import UserError
+from .files import write_atomically
 from .results import Result
 
 __all__ = ['Image', 'Objects', 'draw_label_map', 'draw_objects', 'draw_result', 'enlarged',
@@ -143,7 +144,8 @@ def write_picture(path: Path, picture: Image) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         done, content = cv2.imencode(path.suffix, picture)
         if done:
-            path.write_bytes(content.tobytes())
+            with write_atomically(path, 'wb', is_synced=False) as file:
+                file.write(content.tobytes())
             return
         reason = 'OpenCV can\'t encode it'
     except (OSError, cv2.error) as error:

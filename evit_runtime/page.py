@@ -6,7 +6,6 @@ or goes to another one.
 """
 
 import html
-import json
 import os
 import shutil
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import write_json
 from .image_files import decode_image
 from .model import Model
 from .request_limits import limit_requests, only_files, patient_for
@@ -226,12 +226,12 @@ class Page:
         if result is None:
             return [self._gradio.skip()] * 4
         few = result.filter(score_threshold=threshold, classes=classes)
-        folder = self._new_folder()
         stem = Path(result.source or 'picture').stem[:60]  # some systems count bytes
-        drawn, document = folder / f'{stem}_predicted.jpg', folder / f'{stem}.json'
         try:
+            folder = self._new_folder()
+            drawn, document = folder / f'{stem}_predicted.jpg', folder / f'{stem}.json'
             few.save(drawn)
-            document.write_text(json.dumps(coco_document(few)), encoding='utf-8')
+            write_json(document, coco_document(few))
         except UserError as error:
             return self._nothing(str(error))[1:]
         download = self._gradio.DownloadButton
@@ -240,8 +240,15 @@ class Page:
                 download(value=str(document), visible=True)]
 
     def _new_folder(self) -> Path:
-        """Return a new folder for a drawn result; those of long ago are removed."""
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        """Return a new folder for a drawn result; those of long ago are removed.
+
+        Raises:
+            UserError: If it can't be created.
+        """
+        try:
+            folder = Path(tempfile.mkdtemp(dir=self._folder))
+        except OSError as error:
+            raise UserError(f'can\'t write {self._folder}: {error.strerror}') from error
         self._drawn.append(folder)
         if len(self._drawn) > _DRAWINGS:
             shutil.rmtree(self._drawn.popleft(), ignore_errors=True)

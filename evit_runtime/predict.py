@@ -1,12 +1,15 @@
 """The work of `evit-mm predict` and `evit-run predict`: from inputs to a folder of results."""
 
 import csv
+import errno
 import json
+import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -30,6 +33,7 @@ from .version import __version__
 __all__ = ['Summary', 'predict']
 
 _USUAL_FPS = 25.0  # of a video or webcam that does not say
+_VIDEO_NEEDS = 2 ** 18  # bytes of free space, as its index is written in the end
 _COMPLETE = 0.98  # of the frames that a video announces, which is often an estimate
 
 
@@ -282,9 +286,9 @@ class _Work:
             self._keep(source, result, f'{source.stem}/{number:06d}', frame=number)
             if self.draw:
                 if sink is None:
-                    sink = _open_sink(self.summary.out / 'videos' / f'{source.stem}.mp4', shape,
-                                      fps, stack)
-                sink.write_frame(result.plot())
+                    path = self.summary.out / 'videos' / f'{source.stem}.mp4'
+                    sink = stack.enter_context(_VideoFile(path, shape, fps))
+                sink.write(result.plot())
             self._bar.update()
 
     # --- outputs ------------------------------------------------------------------------------
@@ -366,7 +370,8 @@ def _write_label_map(path: Path, result: Result) -> None:
         256 - len(result.palette)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with write_atomically(path, 'wb', is_synced=False) as file:
+            image.save(file, 'PNG')
     except OSError as error:
         raise UserError(f'can\'t write {path}: {error.strerror or error}') from error
 
@@ -464,19 +469,74 @@ def _next(results: Iterator[Result], source: Source, number: int) -> Result | No
                              ) from error
 
 
-def _open_sink(path: Path, shape: tuple[int, int], fps: float, stack: ExitStack) -> Any:
-    """Open a video to write; it is closed with the stack.
+class _VideoFile:
+    """Video that replaces ``path`` when the block ends, unless it could not be written.
 
-    Raises:
-        UserError: If it can't be written.
+    OpenCV says nothing about a full disk, so that the file is looked at in the end.
     """
-    from supervision import VideoInfo, VideoSink
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return stack.enter_context(
-            VideoSink(str(path), VideoInfo(width=shape[1], height=shape[0], fps=fps)))
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, 'strerror', None) or 'OpenCV can\'t encode it'
-        raise UserError(f'can\'t write {path}: {reason}') from error
+    def __init__(self, path: Path, shape: tuple[int, int], fps: float) -> None:
+        """Open the video.
+
+        Args:
+            path: The file; its folder is created.
+            shape: Height and width.
+            fps: Frames per second.
+
+        Raises:
+            UserError: If it can't be written.
+        """
+        from supervision import VideoInfo, VideoSink
+
+        self._path = path
+        self._unfinished = path.with_name(f'.{os.getpid()}.tmp{path.suffix}')
+        self._count = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished.touch()
+            self._sink: Any = VideoSink(
+                str(self._unfinished), VideoInfo(width=shape[1], height=shape[0], fps=fps))
+            self._sink.__enter__()
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):  # of a folder that could not be created
+                self._unfinished.unlink()
+            raise self._error(getattr(error, 'strerror', None) or 'OpenCV can\'t encode it'
+                              ) from error
+
+    def __enter__(self) -> '_VideoFile':
+        return self
+
+    def write(self, picture: Image) -> None:
+        """Write a frame (H, W, 3), BGR.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        self._sink.write_frame(picture)
+        self._count += 1
+        if self._is_disk_full():
+            raise self._error(os.strerror(errno.ENOSPC))
+
+    def __exit__(self, *error: Any) -> None:
+        self._sink.__exit__(*error)
+        is_full = self._is_disk_full()
+        try:
+            if isinstance(error[1], UserError) and not isinstance(error[1], _BadFrameError):
+                return
+            video = cv2.VideoCapture(str(self._unfinished))
+            count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+            video.release()
+            if count != self._count:
+                raise self._error(os.strerror(errno.ENOSPC) if is_full else
+                                  f'of {self._count} frames, {count} are in the file')
+            self._unfinished.replace(self._path)
+        except OSError as failure:
+            raise self._error(failure.strerror or str(failure)) from failure
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+    def _is_disk_full(self) -> bool:
+        return shutil.disk_usage(self._path.parent).free < _VIDEO_NEEDS
+
+    def _error(self, reason: str) -> UserError:
+        return UserError(f'can\'t write {self._path}: {reason}')

@@ -198,19 +198,25 @@ def _explain(path: Path, error: Exception) -> str:
     """Return the message for a file that would run code, or for one that is damaged."""
     match = None
     if isinstance(error, pickle.UnpicklingError):
-        match = re.search(r'GLOBAL ((?:\w+\.)*\w+)', str(error)) or \
+        match = re.search(r'GLOBAL (\S+)', str(error)) or \
             re.search(r'but got <class \'([\w.]+)\'>', str(error))
     if match:
-        return (f'{path} is refused, because loading it would run code: it refers to {match[1]}, '
-                'which is not on the allow-list; if you trust its author, `evit-mm convert '
+        return (f'{path} is refused, because loading it would run code: it refers to '
+                f'{_printable(match[1])}, which is not on the allow-list; if you trust its '
+                'author, `evit-mm convert '
                 f'{path} OUTPUT --trust` extracts its weights')
     detail = ''
     if type(error) is pickle.UnpicklingError:
         # torch wraps the reason into advice to load the file unsafely.
         reason = str(error).rpartition('WeightsUnpickler error: ')[2]
-        detail = ''.join(each if each.isprintable() else ' ' for each in reason)
-        detail = f' ({" ".join(detail.split())[:120]})'
+        detail = f' ({_printable(reason)})'
     return _unreadable(path, f'damaged or not a file of torch.save{detail}')
+
+
+def _printable(text: str) -> str:
+    """Return what a file may have put into a message, as one short line that any terminal shows."""
+    line = ' '.join(text.split())[:200]
+    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def _unreadable(path: Path, damage: str) -> str:

@@ -3,8 +3,10 @@
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import mmengine.config.config
 import mmengine.runner.loops
@@ -12,6 +14,26 @@ import mmengine.runner.runner
 import pytest
 import torch
 from small_runs import fresh_registries
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many faults the tests have injected, and how many of them were survived.
+
+    Tests count them with pytest's ``record_property``; those of a test that fails count as not
+    survived.
+    """
+    injected: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+    for outcome in ('passed', 'failed'):
+        for report in terminalreporter.stats.get(outcome, []):
+            for kind, number in report.user_properties if report.when == 'call' else []:
+                injected[kind] += number
+                survived[kind] += number * (outcome == 'passed')
+    if injected:
+        terminalreporter.section('faults')
+        for row in (['fault', 'injected', 'survived'], ['---', '---:', '---:'],
+                    *([kind, injected[kind], survived[kind]] for kind in sorted(injected))):
+            terminalreporter.write_line('| ' + ' | '.join(map(str, row)) + ' |')
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,8 @@ def runner(tmp_path, pictures, workers, skip):
 @pytest.mark.parametrize('damage', [cut, no_image, empty, lambda path: path.unlink()],
                          ids=['cut off', 'another format', 'empty', 'deleted'])
 def test_it_ends_in_a_sentence_or_is_replaced(damage, workers, pictures, tmp_path, monkeypatch,
-                                              capsys):
+                                              capsys, record_property):
+    record_property('an image that goes bad during a training', 2)
     take_skipped_images()
     damage(pictures[7])
     options = SimpleNamespace(launcher='none', resume=None)

@@ -83,7 +83,8 @@ def die_in(window, number):
 @pytest.mark.parametrize('version', [
     pytest.param(VERSIONS[0], id='iterations'),
     pytest.param(VERSIONS[1], id='epochs', marks=pytest.mark.faults)])
-def test_killed_while_writing(window, version, in_child, tmp_path):
+def test_killed_while_writing(window, version, in_child, tmp_path, record_property):
+    record_property('SIGKILL while a checkpoint is written', 1)
     build(tmp_path / 'whole', **version).train()
 
     def train():
@@ -103,7 +104,8 @@ def test_killed_while_writing(window, version, in_child, tmp_path):
 
 
 @pytest.mark.parametrize('number', [2, pytest.param(20, marks=pytest.mark.faults)])
-def test_killed_at_random(number, in_child, tmp_path):
+def test_killed_at_random(number, in_child, tmp_path, record_property):
+    record_property('SIGKILL at a random moment', number)
     build(tmp_path / 'whole', length=30).train()
     state = random.Random(5)
     kills = 0
@@ -163,7 +165,9 @@ def only_weights(path):
 @pytest.mark.parametrize('damage,reason', [
     (cut_off, 'cut off'), (Path.unlink, 'no such file'), (without_numbers, 'not a number (NaN)'),
     (only_weights, 'not the state of a training')])
-def test_a_damaged_checkpoint_is_passed_over(damage, reason, run, warnings_of_resuming):
+def test_a_damaged_checkpoint_is_passed_over(damage, reason, run, warnings_of_resuming,
+                                             record_property):
+    record_property('the newest checkpoint damaged', 1)
     age = (run / 'iter_6.pth').stat()
     damage(run / 'iter_6.pth')
     if (run / 'iter_6.pth').exists():
@@ -176,7 +180,8 @@ def test_a_damaged_checkpoint_is_passed_over(damage, reason, run, warnings_of_re
 
 
 @pytest.mark.parametrize('pointer', ['', None, '/gone/iter_6.pth'])
-def test_a_pointer_to_nothing(pointer, run, warnings_of_resuming):
+def test_a_pointer_to_nothing(pointer, run, warnings_of_resuming, record_property):
+    record_property('last_checkpoint damaged', 1)
     if pointer is None:
         (run / 'last_checkpoint').unlink()
     else:
@@ -207,7 +212,8 @@ class Spoil(Hook):
                 runner.model.layers[0].weight[0] = float('inf')
 
 
-def test_weights_that_are_not_finite_are_not_written(tmp_path):
+def test_weights_that_are_not_finite_are_not_written(tmp_path, record_property):
+    record_property('weights that are not finite', 1)
     with pytest.raises(UserError) as caught:
         build(tmp_path, hooks=[Spoil()]).train()
     assert str(caught.value).startswith('1 of ') and 'layers.0.weight' in str(caught.value)

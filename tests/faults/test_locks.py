@@ -42,7 +42,8 @@ def other(in_child, tmp_path):
         os.waitpid(child, 0)
 
 
-def test_the_message_names_host_and_process(other, tmp_path):
+def test_the_message_names_host_and_process(other, tmp_path, record_property):
+    record_property('a folder in use', 1)
     child = other(tmp_path)
     with pytest.raises(UserError) as caught, locked_folder(tmp_path, 'trains in'):
         pass
@@ -50,7 +51,8 @@ def test_the_message_names_host_and_process(other, tmp_path):
         f'process {child} on {socket.gethostname()} trains in {tmp_path} already: wait')
 
 
-def test_a_dead_process_blocks_nobody(other, tmp_path):
+def test_a_dead_process_blocks_nobody(other, tmp_path, record_property):
+    record_property('a folder in use', 1)
     child = other(tmp_path)
     os.kill(child, signal.SIGKILL)
     while 'State:\tZ' not in Path(f'/proc/{child}/status').read_text():
@@ -65,7 +67,8 @@ def test_a_folder_that_cannot_be_locked_is_used_without(tmp_path):
         pass
 
 
-def test_generators_of_data(other, tmp_path):
+def test_generators_of_data(other, tmp_path, record_property):
+    record_property('a folder in use', 1)
     child = other(tmp_path / 'shapes', beside=True)
     with pytest.raises(UserError, match=f'process {child} on .* generates a dataset in'):
         generate_coco(tmp_path / 'shapes', num_train=1, num_val=1, progress=False)

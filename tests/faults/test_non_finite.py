@@ -82,7 +82,8 @@ def spoiled(tmp_path, value=float('nan'), skip=0, model=None, **options):
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e38])
 @pytest.mark.parametrize('options', [dict(), dict(by_epoch=True, length=2), dict(bf16=True)],
                          ids=['iterations', 'epochs', 'bf16'])
-def test_the_first_one_ends_the_training(value, options, tmp_path):
+def test_the_first_one_ends_the_training(value, options, tmp_path, record_property):
+    record_property('a loss or gradient that is not finite', 1)
     runner, _ = spoiled(tmp_path, value, **options)
     with pytest.raises(UserError) as caught:
         runner.train()
@@ -100,7 +101,8 @@ def test_the_first_one_ends_the_training(value, options, tmp_path):
 
 
 @pytest.mark.parametrize('ema', [False, True])
-def test_skipped_steps_change_nothing(ema, tmp_path):
+def test_skipped_steps_change_nothing(ema, tmp_path, record_property):
+    record_property('a loss or gradient that is not finite', 1)
     runner, snapshots = spoiled(tmp_path, skip=3, ema=ema)
     runner.train()
     assert snapshots.untouched() == [1, 6, 11]
@@ -108,13 +110,15 @@ def test_skipped_steps_change_nothing(ema, tmp_path):
     assert 'update_params' not in vars(runner.optim_wrapper)
 
 
-def test_one_more_ends_the_training(tmp_path):
+def test_one_more_ends_the_training(tmp_path, record_property):
+    record_property('a loss or gradient that is not finite', 1)
     runner, _ = spoiled(tmp_path, skip=2)
     with pytest.raises(UserError, match=r'^iteration 12: .*\(after 2 skipped steps\)'):
         runner.train()
 
 
-def test_a_gradient_that_is_not_finite(tmp_path):
+def test_a_gradient_that_is_not_finite(tmp_path, record_property):
+    record_property('a loss or gradient that is not finite', 1)
     torch.manual_seed(0)
     runner, snapshots = spoiled(tmp_path, 1e6, model=SteepToy())
     with pytest.raises(UserError, match='^iteration 2: the norm of the gradients is not finite, in '
@@ -125,8 +129,9 @@ def test_a_gradient_that_is_not_finite(tmp_path):
     assert snapshots.untouched() == [1, 6, 11]
 
 
-def test_an_accumulated_step_is_left_out_as_a_whole(tmp_path):
+def test_an_accumulated_step_is_left_out_as_a_whole(tmp_path, record_property):
     """Steps of three batches: 0-2, 3-5, 6-8, 9-11; batches 1, 6 and 11 are spoiled."""
+    record_property('a loss or gradient that is not finite', 1)
     runner, snapshots = spoiled(tmp_path, skip=3, accumulate=3)
     runner.train()
     weights = [state[0]['layers.0.weight'] for state in snapshots.before]

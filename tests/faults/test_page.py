@@ -234,7 +234,7 @@ def server(tmp_path):
 
 
 @pytest.mark.faults
-def test_the_command_survives(server):
+def test_the_command_survives(server, record_property):
     """200 bad requests, 300 connections that do nothing, and 50 good requests at once."""
     client = Client(server.address)
     client.check(40, 30)
@@ -252,6 +252,9 @@ def test_the_command_survives(server):
             except AssertionError as error:
                 raise AssertionError(f'{name}: {error}') from error
             count += 1
+    record_property('a bad request to the page', count)
+    record_property('a good request to the page, at once with others', 50)
+    record_property('a connection to the page that does nothing', 300)
     client.check(41, 31)
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(lambda width: client.check(width, 32), range(40, 90)))

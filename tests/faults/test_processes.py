@@ -81,7 +81,8 @@ def wait_for(condition, seconds=30):
 
 
 @pytest.mark.parametrize('killed', [pytest.param(0, marks=pytest.mark.faults), 1])
-def test_a_killed_process(killed, together, tmp_path):
+def test_a_killed_process(killed, together, tmp_path, record_property):
+    record_property('a process of two killed', 1)
     children, printed = together(Slow(0.05), length=2000)
     wait_for(lambda: latest_checkpoint(tmp_path / 'run'))
     os.kill(children[killed], signal.SIGKILL)
@@ -96,7 +97,8 @@ def test_a_killed_process(killed, together, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_signal_to_one_process_ends_both(together, tmp_path):
+def test_a_signal_to_one_process_ends_both(together, tmp_path, record_property):
+    record_property('SIGTERM or Ctrl-C', 1)
     children, printed = together(Slow(0.05), length=2000)
     wait_for(lambda: latest_checkpoint(tmp_path / 'run'))
     os.kill(children[1], signal.SIGTERM)
@@ -106,8 +108,9 @@ def test_a_signal_to_one_process_ends_both(together, tmp_path):
     assert Path(latest_checkpoint(tmp_path / 'run')).name == f'iter_{saved[0]}.pth'
 
 
-def test_a_loss_in_one_process_ends_both(together, tmp_path):
+def test_a_loss_in_one_process_ends_both(together, tmp_path, record_property):
     """Sample 3 is in the second batch of rank 1."""
+    record_property('a loss or gradient that is not finite', 1)
     children, printed = together(NonFiniteHook(), spoiled=True, length=10)
     assert [exit_code(child) for child in children] == [2, 2]
     for file in printed:
@@ -116,7 +119,8 @@ def test_a_loss_in_one_process_ends_both(together, tmp_path):
 
 
 @pytest.mark.faults
-def test_both_skip_alike(together, tmp_path):
+def test_both_skip_alike(together, tmp_path, record_property):
+    record_property('a loss or gradient that is not finite', 1)
     children, _ = together(NonFiniteHook(skip=3), spoiled=True, length=10, accumulate=2)
     assert [exit_code(child) for child in children] == [0, 0]
     weights = final_state(tmp_path / 'run')['state_dict']

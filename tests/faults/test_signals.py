@@ -69,7 +69,8 @@ KINDS = [dict(length=12), dict(length=12, interval=4, workers=2, ema=True, valid
     pytest.param(KINDS[1], id='iterations, validated', marks=pytest.mark.faults),
     pytest.param(KINDS[2], id='epochs'),
     pytest.param(KINDS[3], id='accumulated', marks=pytest.mark.faults)])
-def test_a_signal_saves_and_ends(number, code, options, in_child, tmp_path):
+def test_a_signal_saves_and_ends(number, code, options, in_child, tmp_path, record_property):
+    record_property('SIGTERM or Ctrl-C', 1)
     got, printed = status_of(tmp_path / 'run', in_child, SignalAt(number, 6), **options)
     assert got == code
     first, last = printed.strip().splitlines()[-2:]
@@ -87,7 +88,8 @@ def test_a_signal_saves_and_ends(number, code, options, in_child, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize('interval', [1, 5])
-def test_a_signal_in_a_validation(interval, in_child, tmp_path):
+def test_a_signal_in_a_validation(interval, in_child, tmp_path, record_property):
+    record_property('SIGTERM or Ctrl-C', 1)
     options = dict(length=12, validate=True, ema=True, interval=interval)
     fault = SignalAt(signal.SIGTERM, 6, validation=True)
     got, printed = status_of(tmp_path / 'run', in_child, fault, **options)
@@ -99,7 +101,8 @@ def test_a_signal_in_a_validation(interval, in_child, tmp_path):
 
 
 @pytest.mark.parametrize('number,code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_at_once(number, code, in_child, tmp_path):
+def test_a_second_signal_ends_at_once(number, code, in_child, tmp_path, record_property):
+    record_property('SIGTERM or Ctrl-C', 1)
     fault = SignalAt(number, 6, twice=True)
     got, printed = status_of(tmp_path / 'run', in_child, fault, interval=5)
     assert got == code
@@ -109,8 +112,9 @@ def test_a_second_signal_ends_at_once(number, code, in_child, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_signal_to_all_processes_of_a_group(in_child, tmp_path):
+def test_a_signal_to_all_processes_of_a_group(in_child, tmp_path, record_property):
     """Ctrl-C reaches the dataloader's workers too, and Slurm's SIGTERM may."""
+    record_property('SIGTERM or Ctrl-C', 1)
     def train():
         os.setpgid(0, 0)
         raise SystemExit(_exit_status(Namespace, lambda _: build(

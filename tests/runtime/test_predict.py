@@ -300,7 +300,9 @@ class TestVideos:
             def release(self):
                 Camera.count = None
 
-        monkeypatch.setattr(module.cv2, 'VideoCapture', lambda number: Camera())
+        capture = cv2.VideoCapture
+        monkeypatch.setattr(module.cv2, 'VideoCapture', lambda source: Camera() if source == 0
+                            else capture(source))
         summary = predict(spots, ['0'])
         assert summary.interrupted and summary.frames == 3 and Camera.count is None
         assert len(COCO(summary.out / 'predictions.json').dataset['annotations']) == 6

@@ -1,5 +1,6 @@
 """Files of torch.export's format, which PyTorch runs without the code of the model."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,15 @@ class ProgramSession:
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
-    """Write a program with its metadata."""
-    torch.export.save(program, path, extra_files={KEY: metadata.to_json()})
+    """Write a program with its metadata.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    # In memory first: where the disk is full, PyTorch's writer of files ends the whole process.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={KEY: metadata.to_json()})
+    path.write_bytes(content.getbuffer())
 
 
 def load_program(path: str | os.PathLike[str], device: str = 'cpu') -> ExportedModel:

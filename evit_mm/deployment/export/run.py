@@ -361,7 +361,9 @@ def _write(module: nn.Module, signature: Any, path: Path, metadata: Metadata,
     except OSError as error:
         raise UserError(f'can\'t write {path.name}: {error.strerror or error}') from error
     except Exception as error:
-        if 'No space left' in str(error) or shutil.disk_usage(path.parent).free < 2 ** 20:
+        # OpenVINO names no reason, and removes what it has written.
+        if 'No space left' in str(error) or 'iostream error' in str(error) \
+                or shutil.disk_usage(path.parent).free < 2 ** 20:
             raise UserError(f'can\'t write {path.name}: No space left on device') from error
         if os.environ.get('EVIT_MM_TRACEBACK'):
             raise
