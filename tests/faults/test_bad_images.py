@@ -1,5 +1,7 @@
 """An image that goes bad during a training ends it in a sentence, or is replaced and counted."""
 
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,6 +49,28 @@ def empty(path):
     path.write_bytes(b'')
 
 
+def remove(path):
+    path.unlink()
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def huge(path):
+    """Write the start of a PNG file that says it is 60,000 pixels high and wide."""
+    header = b'IHDR' + struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + header
+                     + struct.pack('>I', zlib.crc32(header)))
+
+
+def noise(path):
+    """Keep the signature of a PNG file, and nothing else of it."""
+    content = path.read_bytes()
+    path.write_bytes(content[:8] + np.random.default_rng(0).bytes(len(content) - 8))
+
+
 @pytest.fixture
 def pictures(tmp_path):
     files = []
@@ -69,8 +93,8 @@ def runner(tmp_path, pictures, workers, skip):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('damage', [cut, no_image, empty, lambda path: path.unlink()],
-                         ids=['cut off', 'another format', 'empty', 'deleted'])
+@pytest.mark.parametrize('damage', [cut, no_image, empty, remove, folder, huge, noise],
+                         ids=lambda function: function.__name__)
 def test_it_ends_in_a_sentence_or_is_replaced(damage, workers, pictures, tmp_path, monkeypatch,
                                               capsys, record_property):
     record_property('an image that goes bad during a training', 2)
