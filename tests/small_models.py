@@ -11,7 +11,7 @@ from evit_mm.engine.config import load_config
 from evit_mm.predict import TorchModel, load_model
 
 CHANNELS = 16
-DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet')
+DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet', 'evit_det')
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_mask_rcnn')
 DETECTORS = (*DENSE, *TWO_STAGE)
 SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
@@ -20,7 +20,8 @@ SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
 def small_config(name: str) -> Config:
     """Return the config of a detector or segmentor with narrow and short parts."""
     dataset = 'ade20k' if name in SEGMENTORS else 'coco'
-    config = load_config(f'{name}_evit_m4_{dataset}')
+    config = load_config(f'evit_det_m_{dataset}' if name == 'evit_det' else
+                         f'{name}_evit_m4_{dataset}')
     model = config.model
     model.backbone.update(arch=SMALLEST, init_cfg=None)
     stages = list(SMALLEST['embed_dims'])
@@ -39,8 +40,10 @@ def small_config(name: str) -> Config:
 
 
 def _shrink_detector(name: str, model: Any, stages: list[int], maps: list[int]) -> None:
-    if name == 'rtmdet':
-        model.neck.update(in_channels=maps, out_channels=CHANNELS, num_csp_blocks=1)
+    if name in ('rtmdet', 'evit_det'):
+        model.neck.update(in_channels=maps, out_channels=CHANNELS)
+        if name == 'rtmdet':
+            model.neck.num_csp_blocks = 1
         model.bbox_head.update(in_channels=CHANNELS, feat_channels=CHANNELS, num_classes=5)
         model.test_cfg.update(nms_pre=200, max_per_img=20)
         return

@@ -17,7 +17,7 @@ from evit_mm.engine.recipe import RecipeFlags, apply_flags, fit_recipe
 from evit_mm.errors import ConfigError, UserError
 
 NAMES = ('retinanet_evit_m0_coco', 'retinanet_evit_m0_shapes', 'retinanet_evit_m0_memorize',
-         'dino_evit_m4_coco', 'rtmdet_evit_m4_coco')
+         'dino_evit_m4_coco', 'rtmdet_evit_m4_coco', 'evit_det_s_coco')
 
 
 @functools.cache
