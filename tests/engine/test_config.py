@@ -160,3 +160,34 @@ def test_trackers(config, monkeypatch):
     configure.add_trackers(config, ['tensorboard'])
     assert [backend.type for backend in config.visualizer.vis_backends] == [
         'LocalVisBackend', 'TensorboardVisBackend']
+
+
+def test_image_size_reaches_every_pipeline():
+    config = configure.load_config('evit_det_s_coco')
+    before = config.copy()
+    configure.set_image_size(config, 640)
+    assert config.image_size == (640, 640)
+
+    def sizes(part):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if key in ('scale', 'img_scale', 'crop_size', 'size'):
+                yield key, value
+            elif isinstance(value, dict | list):
+                yield from sizes(value)
+
+    for part, expected in (('train_dataloader', 5), ('test_dataloader', 1), ('custom_hooks', 3)):
+        found = list(sizes(config[part]))
+        assert len(found) == expected
+        assert found == [(key, tuple(side * 640 // 416 for side in size))
+                         for key, size in sizes(before[part])]
+    # Ranges of factors and colours stay as they are.
+    mixup = config.train_dataloader.dataset.pipeline[8]
+    assert (mixup.ratio_range, mixup.pad_val) == ((1.0, 1.0), (114, 114, 114))
+
+
+def test_image_size_of_a_config_without_one():
+    config = configure.load_config('retinanet_evit_m0_coco')
+    with pytest.raises(ConfigError, match='image_size=.*--cfg-options'):
+        configure.set_image_size(config, 416)
+    with pytest.raises(UserError, match='--image-size must be at least 1, but is 0'):
+        configure.set_image_size(configure.load_config('evit_det_s_coco'), 0)

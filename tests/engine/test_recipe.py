@@ -100,6 +100,13 @@ def test_what_else_counts_epochs():
     assert cosine.eta_min == pytest.approx(0.0001)  # was 0.0002, for a rate of 0.004
 
 
+@pytest.mark.parametrize('epochs,switch', [(300, 280), (12, 11), (3, 2), (1, 0)])
+def test_the_last_epoch_has_no_strong_augmentation(epochs, switch):
+    config = deepcopy(packaged('evit_det_s_coco'))
+    apply_flags(config, RecipeFlags(epochs=epochs))
+    assert config.custom_hooks[1].switch_epoch == switch
+
+
 def test_iterations_and_epochs_are_converted(shapes, config_file, capsys):
     config = deepcopy(packaged('retinanet_evit_m0_memorize'))
     configure.set_data_root(config, shapes)  # eight images, in batches of four
