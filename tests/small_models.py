@@ -11,7 +11,7 @@ from evit_mm.engine.config import load_config
 from evit_mm.predict import TorchModel, load_model
 
 CHANNELS = 16
-DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet', 'evit_det')
+DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet', 'evit_det', 'yolox')
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_mask_rcnn')
 DETECTORS = (*DENSE, *TWO_STAGE)
 SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
@@ -20,7 +20,7 @@ SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
 def small_config(name: str) -> Config:
     """Return the config of a detector or segmentor with narrow and short parts."""
     dataset = 'ade20k' if name in SEGMENTORS else 'coco'
-    config = load_config(f'evit_det_m_{dataset}' if name == 'evit_det' else
+    config = load_config(f'evit_det_m_{dataset}' if name in ('evit_det', 'yolox') else
                          f'{name}_evit_m4_{dataset}')
     model = config.model
     model.backbone.update(arch=SMALLEST, init_cfg=None)
@@ -40,7 +40,7 @@ def small_config(name: str) -> Config:
 
 
 def _shrink_detector(name: str, model: Any, stages: list[int], maps: list[int]) -> None:
-    if name in ('rtmdet', 'evit_det'):
+    if name in ('rtmdet', 'evit_det', 'yolox'):
         model.neck.update(in_channels=maps, out_channels=CHANNELS)
         if name == 'rtmdet':
             model.neck.num_csp_blocks = 1
@@ -98,7 +98,8 @@ def sharpen(model: nn.Module) -> None:
     for part in ('bbox_head', 'rpn_head', 'roi_head', 'decode_head', 'neck'):
         for name, parameter in getattr(model, part, nn.Module()).named_parameters():
             is_last = any(key in name for key in ('_cls.', 'fc_cls', 'conv_seg', 'rtm_cls',
-                                                  'conv_logits', 'retina_cls', 'conv_cls'))
+                                                  'conv_logits', 'retina_cls', 'conv_cls',
+                                                  'conv_obj'))
             if name.endswith('weight') and parameter.ndim > 1:
                 factor = 0.4 if 'retina' in name else 8.0 if 'conv_seg' in name else 2.0
                 # Large offsets would let the steps of a cascade magnify rounding.

@@ -45,7 +45,8 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     """Return the file of a config.
 
     Args:
-        config: A path, or the name of one of this package's configs, with or without ``.py``.
+        config: A path, the name of one of this package's configs, with or without ``.py``, or one
+            of another package, such as ``mmdet::yolox/yolox_nano_8xb8-300e_coco.py``.
 
     Raises:
         UserError: If there is no such file; it suggests packaged configs with a similar name.
@@ -56,6 +57,9 @@ def find_config(config: str | os.PathLike[str]) -> Path:
             return path
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
         raise UserError(f'no such config: {config}') from None
+    package, colons, inside = str(config).partition('::')
+    if colons:
+        return _find_in_package(package, inside)
     packaged = _packaged_configs()
     name = path.name.removesuffix('.py')
     if name in packaged and path.parent == Path():
@@ -63,6 +67,26 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     similar = difflib.get_close_matches(name, packaged)
     raise UserError(f'no such config: {path}'
                     + (f'; did you mean {" or ".join(similar)}?' if similar else ''))
+
+
+def _find_in_package(package: str, name: str) -> Path:
+    """Return the file of a config of an installed package.
+
+    Raises:
+        UserError: If there is no such package or config.
+    """
+    module = importlib.util.find_spec(package) if package.isidentifier() else None
+    if module is None or module.origin is None:
+        raise UserError(f'no such config: {package}::{name}: the package {package} is not '
+                        'installed')
+    folder = Path(module.origin).parent / '.mim' / 'configs'
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        names = {str(file.relative_to(folder)) for file in folder.rglob('*.py')}
+        similar = difflib.get_close_matches(name, names)
+        raise UserError(f'no such config: {package}::{name}'
+                        + (f'; did you mean {" or ".join(similar)}?' if similar else ''))
+    return path
 
 
 def _packaged_configs() -> dict[str, Path]:

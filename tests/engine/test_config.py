@@ -45,6 +45,20 @@ def test_configs_are_found_by_path_and_by_name(repository, monkeypatch, tmp_path
     assert configure.find_config('own') == installed / 'own.py'
 
 
+def test_configs_of_other_packages_are_found():
+    path = configure.find_config('mmdet::yolox/yolox_nano_8xb8-300e_coco.py')
+    assert Config.fromfile(path).model.type == 'YOLOX'
+    assert configure.find_config('evit_mm::evit_det_s_coco.py').stem == 'evit_det_s_coco'
+    with pytest.raises(UserError, match='no such config: mmdet::yolox/yolox_nano.py; did you mean '
+                       '.*yolox_nano_8xb8-300e_coco.py'):
+        configure.find_config('mmdet::yolox/yolox_nano.py')
+    for name in ('nobody::a.py', 'no-package::a.py', '::a.py'):
+        with pytest.raises(UserError, match='is not installed'):
+            configure.find_config(name)
+    with pytest.raises(UserError, match='no such config'):
+        configure.find_config('mmdet::../../../mmdet/version.py')
+
+
 def test_a_config_object_is_copied(config):
     loaded = configure.load_config(config, {'train_dataloader.batch_size': 3})
     assert loaded.train_dataloader.batch_size == 3 and loaded.filename == config.filename

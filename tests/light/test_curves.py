@@ -1,4 +1,4 @@
-"""The ablation of the light detectors: every variant learns and predicts, at the cost that it has."""
+"""The ablation of the light detectors: every variant learns, predicts and has the cost it says."""
 
 import copy
 
