@@ -33,8 +33,6 @@ NOT_RUN = {
     r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
         'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
     r'evit-mm (train|test) evit_det_': 'tests/engine/test_light.py trains and tests a small one',
-    r'PYTHONPATH=tests python -m light\.curves': 'takes an hour; tests/light/test_curves.py trains '
-        'for two steps',
 }
 
 # Run by `make test`, in the process of the tests.

@@ -14,14 +14,14 @@ CHANNELS = 16
 DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet', 'evit_det', 'yolox')
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_mask_rcnn')
 DETECTORS = (*DENSE, *TWO_STAGE)
-SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
+SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus', 'evit_seg')
+_LIGHT = {'evit_det': 'evit_det_m', 'yolox': 'evit_det_m', 'evit_seg': 'evit_seg_m'}
 
 
 def small_config(name: str) -> Config:
     """Return the config of a detector or segmentor with narrow and short parts."""
     dataset = 'ade20k' if name in SEGMENTORS else 'coco'
-    config = load_config(f'evit_det_m_{dataset}' if name in ('evit_det', 'yolox') else
-                         f'{name}_evit_m4_{dataset}')
+    config = load_config(f'{_LIGHT.get(name, f"{name}_evit_m4")}_{dataset}')
     model = config.model
     model.backbone.update(arch=SMALLEST, init_cfg=None)
     stages = list(SMALLEST['embed_dims'])

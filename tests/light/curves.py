@@ -1,6 +1,6 @@
-"""Train the detectors of the ablation on the same few images; write docs/light-curves.json.
+"""Train the detectors of the ablation on the same few images; write docs/light-curves.json, .png.
 
-    PYTHONPATH=tests python -m light.curves --data-root COCO
+    make light-curves COCO=/data/coco
     PYTHONPATH=tests python -m light.curves --data-root COCO --seed 1 --only RTMDet-tiny
 
 All start from random weights, see the same images in the same order, flipped at random, with one
@@ -13,7 +13,7 @@ import contextlib
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def main() -> None:
         results[name].setdefault('seeds', {})[str(arguments.seed)] = points
         print(name, json.dumps(results[name]), flush=True)
         write_json(arguments.out, results, indent=1)
+    draw(results, arguments.out.with_suffix('.png'))
+    print(table(results))
 
 
 def cost(name: str) -> dict[str, float]:
@@ -108,6 +110,51 @@ def curve(name: str, root: Path, *, distinct: int, images: int, seed: int
                               for key, value in evaluate(model, evaluated_on).items()}
             points.append(point)
     return points
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return the results as a table in Markdown: cost, and AP in % at each point.
+
+    With several seeds, each figure is the mean over them.
+    """
+    runs = [list(result['seeds'].values()) for result in results.values()]
+    images = [point['images'] for point in runs[0][0]]
+    rows = [['', 'parameters', 'multiply-adds',
+             *(f'AP at {count}' for count in images), 'AP50', 'AP small', 'AP, BN anew']]
+    for (name, result), seeds in zip(results.items(), runs, strict=True):
+        ends = [points[-1] for points in seeds]
+        rows.append([
+            name, f'{result["parameters"]:.2f} M', f'{result["multiply_adds"] / 1000:.2f} G',
+            *(f'{_mean(points[k]["ap"] for points in seeds):.1%}' for k in range(len(images))),
+            *(f'{_mean(end[key] for end in ends):.1%}' for key in ('ap50', 'ap_small')),
+            f'{_mean(end["ap_recomputed"] for end in ends):.1%}'
+            if all('ap_recomputed' in end for end in ends) else ''])
+    rows.insert(1, ['---', *['---:'] * (len(rows[0]) - 1)])
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows).replace('%', '')
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw AP over the images seen, a line for each detector, with the spread of its seeds."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout='constrained')
+    for name, result in results.items():
+        seeds = list(result['seeds'].values())
+        images = [0, *(point['images'] for point in seeds[0])]
+        aps = 100 * np.array([[0, *(point['ap'] for point in points)] for points in seeds])
+        line, = axes.plot(images, aps.mean(axis=0), marker='o', label=name,
+                          linestyle='--' if name in PEERS else '-')
+        axes.fill_between(images, aps.min(axis=0), aps.max(axis=0), alpha=0.2,
+                          color=line.get_color())
+    axes.set(xlabel='images seen', ylabel='AP on the images trained on', ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def dataset(root: Path, distinct: int, *, flip: bool) -> Any:

@@ -1,11 +1,20 @@
 """The ablation of the light detectors: every variant learns, predicts and has the cost it says."""
 
 import copy
+import json
 
 import pytest
 import torch
 from families.batches import detection_batch
-from light.curves import cost, curve, dataset, recomputed_statistics
+from light.curves import (
+    RESULTS,
+    cost,
+    curve,
+    dataset,
+    draw,
+    recomputed_statistics,
+    table,
+)
 from light.variants import PEERS, VARIANTS, variant_config
 from mmdet.utils import register_all_modules
 from mmengine.registry import MODELS
@@ -57,3 +66,19 @@ def test_recomputed_statistics_are_those_of_the_images(coco_mini):
             expected = model.backbone.stem[0].conv(pixels['inputs']).mean((0, 2, 3))
         torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def test_the_page_has_the_recorded_figures(repository):
+    results = json.loads(RESULTS.read_text())
+    assert set(results) <= {*VARIANTS, *PEERS}
+    assert table(results) in (repository / 'docs' / 'light.md').read_text()
+
+
+def test_a_table_and_a_figure(tmp_path):
+    point = dict(images=4, loss=1.25, ap=0.1, ap50=0.2, ap_small=0.0)
+    results = {'a': dict(parameters=2.0, multiply_adds=250.0, seeds={
+        '0': [point], '1': [point | dict(ap=0.3, ap50=0.4)]})}
+    assert table(results).splitlines()[2] == (
+        '| a | 2.00 M | 0.25 G | 20.0 | 30.0 | 0.0 |  |')
+    draw(results, tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').stat().st_size > 1000
