@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import evit_mm  # noqa: F401  (before mmdet, which needs the operators that it provides)
+import light.nanodet  # noqa: F401  (registers GhostPAN)
 
 # isort: split
 from mmcv.cnn import DepthwiseSeparableConvModule, Scale
@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'neck: CSP-PAN': dict(neck=dict(
         _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
         num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
+    'neck: GhostPAN': dict(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
     'neck: kernels of 3x3': dict(neck=dict(kernel_size=3)),
     'levels: 8 to 32': dict(
         backbone=dict(out_indices=(0, 1)),
