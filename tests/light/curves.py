@@ -43,7 +43,9 @@ RECOMPUTED = ('as configured', *PEERS)
 SHARES = (0.25, 0.5, 1.0)  # of the training, where it is evaluated
 OPTIMIZER = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=RATE, weight_decay=0.05),
-    clip_grad=dict(max_norm=10.0), paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0, bypass_duplicate=True))
+    clip_grad=dict(max_norm=10.0),
+    # Heads share convolutions between levels.
+    paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0, bypass_duplicate=True))
 
 
 def main() -> None:
