@@ -5,6 +5,7 @@
 # make test-faults  kills, full disks, losses that are NaN, hostile files
 # make test-matrix  the tests in other versions of Python and the packages
 # make families     try the backbone in every detector and segmentor, and write docs/families.md
+# make light-curves COCO=DIR    train the variants of the light detectors, see docs/light.md
 # make check-gpu    tests and benchmark on a CUDA card, in at most 8 minutes
 # make docs         build the site of docs/ into site/
 # make wheel        build the wheel into dist/
@@ -24,7 +25,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo demo-seg test test-slow test-faults test-matrix families check-gpu lint docs wheel install lock clean
+.PHONY: demo demo-seg test test-slow test-faults test-matrix families light-curves check-gpu lint docs wheel install lock clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -59,6 +60,9 @@ test-faults: install
 
 families: install
 	PYTHONPATH=tests $(BIN)/python -m families.survey
+
+light-curves: install
+	PYTHONPATH=tests $(BIN)/python -m light.curves --data-root $(COCO)
 
 # The suite in the environments of requirements/matrix.toml that it has not been run in. ROW=newest
 # runs that row alone, again if need be; TESTS=tests/models runs a part, which is not recorded.

@@ -3,9 +3,9 @@
 Not MIT's EfficientViT (ICCV 2023), which shares only the name.
 
 Importing this package is cheap: torch and mmengine are imported when a name below is first used.
-It registers `EfficientViT` and `EfficientViTFPN` in mmengine's root registry, where MMDetection,
-MMSegmentation and their siblings find them, and makes mmengine and mmcv-lite work on current
-PyTorch (see `evit_mm.compat`). In a config:
+It registers `EfficientViT`, `EfficientViTFPN` and `LCPAN` in mmengine's root registry, where
+MMDetection, MMSegmentation and their siblings find them, and makes mmengine and mmcv-lite work on
+current PyTorch (see `evit_mm.compat`). In a config:
 
     custom_imports = dict(imports=['evit_mm'])
 """

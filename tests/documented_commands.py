@@ -29,9 +29,11 @@ NOT_RUN = {
     r'evit-mm app ': 'serves until Ctrl-C; tests/runtime/test_page.py opens the page',
     r'evit-mm (export|test .*\.onnx)': 'tests/deployment/export and tests/engine/test_exported.py '
         'export small models and test them',
-    r'evit-mm benchmark .*--backend': 'tests/benchmark/test_backends.py times a small model',
+    r'(PYTHONPATH=tests )?evit-mm benchmark .*--backend':
+        'tests/benchmark/test_backends.py times a small model',
     r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
         'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
+    r'evit-mm (train|test) evit_det_': 'tests/engine/test_light.py trains and tests a small one',
 }
 
 # Run by `make test`, in the process of the tests.

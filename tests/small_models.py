@@ -11,16 +11,17 @@ from evit_mm.engine.config import load_config
 from evit_mm.predict import TorchModel, load_model
 
 CHANNELS = 16
-DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet')
+DENSE = ('retinanet', 'fcos', 'atss', 'gfl', 'tood', 'rtmdet', 'evit_det', 'yolox')
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_mask_rcnn')
 DETECTORS = (*DENSE, *TWO_STAGE)
-SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus')
+SEGMENTORS = ('upernet', 'semantic_fpn', 'segformer', 'deeplabv3plus', 'evit_seg')
+_LIGHT = {'evit_det': 'evit_det_m', 'yolox': 'evit_det_m', 'evit_seg': 'evit_seg_m'}
 
 
 def small_config(name: str) -> Config:
     """Return the config of a detector or segmentor with narrow and short parts."""
     dataset = 'ade20k' if name in SEGMENTORS else 'coco'
-    config = load_config(f'{name}_evit_m4_{dataset}')
+    config = load_config(f'{_LIGHT.get(name, f"{name}_evit_m4")}_{dataset}')
     model = config.model
     model.backbone.update(arch=SMALLEST, init_cfg=None)
     stages = list(SMALLEST['embed_dims'])
@@ -39,8 +40,10 @@ def small_config(name: str) -> Config:
 
 
 def _shrink_detector(name: str, model: Any, stages: list[int], maps: list[int]) -> None:
-    if name == 'rtmdet':
-        model.neck.update(in_channels=maps, out_channels=CHANNELS, num_csp_blocks=1)
+    if name in ('rtmdet', 'evit_det', 'yolox'):
+        model.neck.update(in_channels=maps, out_channels=CHANNELS)
+        if name == 'rtmdet':
+            model.neck.num_csp_blocks = 1
         model.bbox_head.update(in_channels=CHANNELS, feat_channels=CHANNELS, num_classes=5)
         model.test_cfg.update(nms_pre=200, max_per_img=20)
         return
@@ -95,7 +98,8 @@ def sharpen(model: nn.Module) -> None:
     for part in ('bbox_head', 'rpn_head', 'roi_head', 'decode_head', 'neck'):
         for name, parameter in getattr(model, part, nn.Module()).named_parameters():
             is_last = any(key in name for key in ('_cls.', 'fc_cls', 'conv_seg', 'rtm_cls',
-                                                  'conv_logits', 'retina_cls', 'conv_cls'))
+                                                  'conv_logits', 'retina_cls', 'conv_cls',
+                                                  'conv_obj'))
             if name.endswith('weight') and parameter.ndim > 1:
                 factor = 0.4 if 'retina' in name else 8.0 if 'conv_seg' in name else 2.0
                 # Large offsets would let the steps of a cascade magnify rounding.

@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..models import EfficientViT
 from ..predict import TorchModel, load_model
 from . import machine
+from .model_factory import is_config
 from .tables import format_table
 from .timing import Stopwatch, quartiles, take_turns
 
@@ -61,7 +62,7 @@ def benchmark_backends(models: Sequence[str], backends: Sequence[str], *,
                        options: Mapping[str, Any] | None = None,
                        report: Callable[[str], object] = lambda text: None
                        ) -> list[BackendTime]:
-    """Time models in several runtimes, which take turns.
+    """Time models in several runtimes, which all take turns.
 
     What is timed starts with an image (H, W, 3) in memory and ends with its boxes or its label map;
     for a backbone, with its feature maps. Each timed run follows one of the same runtime that is
@@ -70,7 +71,8 @@ def benchmark_backends(models: Sequence[str], backends: Sequence[str], *,
 
     Args:
         models: Names or paths of configs, or ``'m0'`` to ``'m5'``.
-        backends: Some of `BACKENDS`; ratios are to the first.
+        backends: Some of `BACKENDS`; ratios are to the first, and to the first model in the same
+            one.
         shapes: Heights and widths.
         repeats: Timed runs of each.
         threads: CPU threads of all runtimes.
@@ -90,37 +92,41 @@ def benchmark_backends(models: Sequence[str], backends: Sequence[str], *,
     machine.use('cpu', threads=threads, seed=seed)
     rows: list[BackendTime] = []
     for shape in shapes:
-        times = [row for name in models for row in _time(
-            name, backends, shape, repeats, threads, checkpoint, seed, options or {})]
+        times = _time(list(dict.fromkeys(models)), backends, shape, repeats, threads, checkpoint,
+                      seed, options or {})
         report(_table(times, shape))
         rows += times
     return rows
 
 
-def _time(name: str, backends: Sequence[str], shape: tuple[int, int], repeats: int,
+def _time(names: Sequence[str], backends: Sequence[str], shape: tuple[int, int], repeats: int,
           threads: int | None, checkpoint: str | None, seed: int,
           options: Mapping[str, Any]) -> list[BackendTime]:
-    """Time one model for images of one size."""
+    """Time models for images of one size, all in one run."""
     image = drawn_image(shape)
-    with _weights(name, checkpoint, options) as (source, weights, values), \
-            tempfile.TemporaryDirectory() as folder:
-        actions, failures = {}, {}
-        for backend in backends:
-            try:
-                actions[backend] = _action(source, weights, backend, shape, threads, values,
-                                           Path(folder))
-            except UserError as error:
-                failures[backend] = str(error)
+    actions: dict[str, Callable[[Any], Any]] = {}
+    failures: dict[str, str] = {}
+    keys = {(name, backend): f'{name} {backend}' for name in names for backend in backends}
+    with ExitStack() as stack:
+        for name in names:
+            source, weights, values = stack.enter_context(_weights(name, checkpoint, options))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for backend in backends:
+                try:
+                    actions[keys[name, backend]] = _action(source, weights, backend, shape,
+                                                           threads, values, folder)
+                except UserError as error:
+                    failures[keys[name, backend]] = str(error)
         timings = take_turns(
-            {backend: {'settle': _same_after(action), 'predict': action}
-             for backend, action in actions.items()},
+            {key: {'settle': _same_after(action), 'predict': action}
+             for key, action in actions.items()},
             dict.fromkeys(actions, image), Stopwatch(torch.device('cpu')),
             repeats=repeats, seed=seed)
     rows = []
-    for backend in backends:
-        timing = timings.get(backend)
+    for (name, backend), key in keys.items():
+        timing = timings.get(key)
         times = timing.steps['predict'] if timing else []
-        failure = timing.failure if timing else failures[backend]
+        failure = timing.failure if timing else failures[key]
         rows.append(BackendTime(
             name, backend, shape, median(times) if times else float('nan'),
             quartiles(times) if times else (float('nan'),) * 2, failure))
@@ -211,17 +217,33 @@ def _torch_action(source: Any, checkpoint: str, shape: tuple[int, int],
 
 
 def _table(rows: Sequence[BackendTime], shape: tuple[int, int]) -> str:
-    """Format the times of all models at one size, with ratios to the first backend."""
-    first = {row.model: row.milliseconds for row in reversed(rows)}
+    """Format the times of all models at one size, with ratios to first backend and first model."""
+    of_backend = {row.model: row.milliseconds for row in reversed(rows)}
+    of_model = {row.backend: row.milliseconds for row in reversed(rows)}
+    names = _short_names({row.model for row in rows})
     cells: list[tuple[str | None, ...]] = []
     for row in rows:
+        name = names[row.model]
         if row.failure:
-            cells.append((row.model, row.backend, 'failed', None, None))
+            cells.append((name, row.backend, 'failed', None, None, None))
             continue
         low, high = row.quartiles
-        cells.append((row.model, row.backend, f'{row.milliseconds:.1f}',
-                      f'{low:.1f} to {high:.1f}', f'{row.milliseconds / first[row.model]:.2f}'))
-    notes = [f'{row.model}, {row.backend}: {row.failure}' for row in rows if row.failure]
+        cells.append((name, row.backend, f'{row.milliseconds:.1f}', f'{low:.1f} to {high:.1f}',
+                      f'{row.milliseconds / of_backend[row.model]:.2f}',
+                      f'{row.milliseconds / of_model[row.backend]:.2f}'))
+    header = ['model', 'backend', 'ms', 'quartiles', f'to {rows[0].backend}',
+              f'to {names[rows[0].model]}']
+    if len(names) == 1:
+        header, cells = header[:5], [cell[:5] for cell in cells]
+    notes = [f'{names[row.model]}, {row.backend}: {row.failure}' for row in rows if row.failure]
     return '\n'.join([f'Images of {shape[0]}x{shape[1]}, from the image to its boxes or label map:',
-                      '', format_table(('model', 'backend', 'ms', 'quartiles', 'ratio'), cells,
-                                       align='llrrr'), *([''] if notes else []), *notes])
+                      '', format_table(header, cells, align='llrrrr'[:len(header)]),
+                      *([''] if notes else []), *notes])
+
+
+def _short_names(models: Iterable[str]) -> dict[str, str]:
+    """Return the file names of configs, or the full names where two would be equal."""
+    models = list(models)
+    stems = [Path(name.rpartition('::')[2]).stem if is_config(name) else name for name in models]
+    return {name: stem if stems.count(stem) == 1 else name
+            for name, stem in zip(models, stems, strict=True)}

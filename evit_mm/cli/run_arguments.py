@@ -13,6 +13,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, work_dir_help: str) ->
     parser.add_argument('--work-dir', metavar='DIR', help=work_dir_help)
     parser.add_argument('--data-root', metavar='DIR',
                         help='folder that replaces the data_root of every dataset and evaluator')
+    parser.add_argument('--image-size', type=int, metavar='N',
+                        help='longer side of the images, for configs that follow one image_size, '
+                        'such as evit_det_s_coco')
     parser.add_argument('--ignore-unknown-categories', action='store_true',
                         help='accept annotation files with categories that the config does not '
                         'have')

@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> None:
     from ..engine import test
 
     test(args.config, args.checkpoint, work_dir=args.work_dir, data_root=args.data_root,
-         out=args.out, show_dir=args.show_dir, score_thr=args.score_thr, tta=args.tta,
-         fast=args.fast, deploy=args.deploy, channels_last=args.channels_last,
-         compile=args.compile, bf16=args.bf16, seed=args.seed, cfg_options=args.cfg_options,
+         image_size=args.image_size, out=args.out, show_dir=args.show_dir,
+         score_thr=args.score_thr, tta=args.tta, fast=args.fast, deploy=args.deploy,
+         channels_last=args.channels_last, compile=args.compile, bf16=args.bf16, seed=args.seed,
+         cfg_options=args.cfg_options,
          val_ann=args.val_ann, images=args.images, val_images=args.val_images, data=args.data,
          masks=args.masks, classes=args.classes, zero_is_unlabelled=args.zero_is_unlabelled,
          mask_values=args.mask_values, ignore_unknown_categories=args.ignore_unknown_categories,

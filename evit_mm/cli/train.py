@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> None:
     """Train as the flags say."""
     from ..engine import train
 
-    train(args.config, work_dir=args.work_dir, data_root=args.data_root, resume=args.resume,
-          new_schedule=args.new_schedule, show_val=args.show_val, tracker=tuple(args.tracker),
+    train(args.config, work_dir=args.work_dir, data_root=args.data_root,
+          image_size=args.image_size, resume=args.resume, new_schedule=args.new_schedule,
+          show_val=args.show_val, tracker=tuple(args.tracker),
           from_scratch=args.from_scratch, amp=args.amp, bf16=args.bf16,
           channels_last=args.channels_last, compile=args.compile,
           auto_scale_lr=args.auto_scale_lr, seed=args.seed, cfg_options=args.cfg_options,

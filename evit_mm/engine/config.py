@@ -21,7 +21,7 @@ from ..models import EfficientViT
 
 __all__ = ['TRACKERS', 'add_test_time_augmentation', 'add_trackers', 'draw_predictions',
            'draw_validations', 'find_config', 'leaf_datasets', 'load_config', 'set_data_root',
-           'set_from_scratch', 'use_amp', 'without_pretrained_weights']
+           'set_from_scratch', 'set_image_size', 'use_amp', 'without_pretrained_weights']
 
 TRACKERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend',
             'mlflow': 'MLflowVisBackend'}
@@ -31,6 +31,7 @@ _IMAGES_OF_A_VALIDATION = 16
 
 Edit = Callable[[Any], Any]
 _PARTS = ('dataloader', 'evaluator')
+_SIZES = ('scale', 'img_scale', 'crop_size', 'size')  # arguments of pipelines' steps
 # Top-level keys that mmengine reads, whether a config has them or not.
 _RUNNER_KEYS = frozenset(inspect.signature(Runner.__init__).parameters) | {
     'auto_scale_lr', 'custom_imports', 'env_cfg', 'log_level', 'runner_type', 'sync_bn',
@@ -44,7 +45,8 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     """Return the file of a config.
 
     Args:
-        config: A path, or the name of one of this package's configs, with or without ``.py``.
+        config: A path, the name of one of this package's configs, with or without ``.py``, or one
+            of another package, such as ``mmdet::yolox/yolox_nano_8xb8-300e_coco.py``.
 
     Raises:
         UserError: If there is no such file; it suggests packaged configs with a similar name.
@@ -55,6 +57,9 @@ def find_config(config: str | os.PathLike[str]) -> Path:
             return path
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
         raise UserError(f'no such config: {config}') from None
+    package, colons, inside = str(config).partition('::')
+    if colons:
+        return _find_in_package(package, inside)
     packaged = _packaged_configs()
     name = path.name.removesuffix('.py')
     if name in packaged and path.parent == Path():
@@ -62,6 +67,26 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     similar = difflib.get_close_matches(name, packaged)
     raise UserError(f'no such config: {path}'
                     + (f'; did you mean {" or ".join(similar)}?' if similar else ''))
+
+
+def _find_in_package(package: str, name: str) -> Path:
+    """Return the file of a config of an installed package.
+
+    Raises:
+        UserError: If there is no such package or config.
+    """
+    module = importlib.util.find_spec(package) if package.isidentifier() else None
+    if module is None or module.origin is None:
+        raise UserError(f'no such config: {package}::{name}: the package {package} is not '
+                        'installed')
+    folder = Path(module.origin).parent / '.mim' / 'configs'
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        names = {str(file.relative_to(folder)) for file in folder.rglob('*.py')}
+        similar = difflib.get_close_matches(name, names)
+        raise UserError(f'no such config: {package}::{name}'
+                        + (f'; did you mean {" or ".join(similar)}?' if similar else ''))
+    return path
 
 
 def _packaged_configs() -> dict[str, Path]:
@@ -142,6 +167,42 @@ def set_data_root(config: Config, root: str | os.PathLike[str]) -> None:
                 dataset['data_root'] = new
     if config.get('data_root'):
         config.data_root = new
+
+
+def set_image_size(config: Config, size: int) -> None:
+    """Scale the sizes of images in all pipelines of a config.
+
+    Args:
+        config: Changed in place; its ``image_size``, width and height, says what its pipelines are
+            made for.
+        size: Longer side of the images in pixels.
+
+    Raises:
+        UserError: If ``size`` is not positive.
+        ConfigError: If the config has no ``image_size``.
+    """
+    if size < 1:
+        raise UserError(f'--image-size must be at least 1, but is {size}')
+    if not config.get('image_size'):
+        raise ConfigError('--image-size needs a config whose pipelines follow from one size, with '
+                          'image_size=(width, height) in it: change the sizes in the pipelines of '
+                          'this one with --cfg-options')
+    ratio = size / max(config.image_size)
+
+    def scaled(part: Any, key: str | None = None) -> Any:
+        if isinstance(part, Mapping):
+            return ConfigDict({key: scaled(value, key) for key, value in part.items()})
+        if isinstance(part, list | tuple):
+            return type(part)(scaled(value, key) for value in part)
+        return round(part * ratio) if key in _SIZES and isinstance(part, int) else part
+
+    config.image_size = scaled(config.image_size, _SIZES[0])
+    for key in (*(f'{split}_dataloader' for split in ('train', 'val', 'test')), 'custom_hooks',
+                'tta_pipeline'):
+        if config.get(key):
+            config[key] = scaled(config[key])
+    if config.model.get('data_preprocessor'):
+        config.model.data_preprocessor = scaled(config.model.data_preprocessor)
 
 
 def leaf_datasets(part: Any) -> Iterator[Any]:

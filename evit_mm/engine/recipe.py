@@ -309,9 +309,14 @@ def _set_length(config: Config, length: int, iterations: int | None,
         loop['dynamic_intervals'] = [(max(1, round(begin * ratio)), interval)
                                      for begin, interval in loop['dynamic_intervals']]
     for hook in config.get('custom_hooks') or []:
-        for name in ('switch_epoch', 'num_last_epochs'):  # of the augmentations, near the end
-            if isinstance(hook, MutableMapping) and name in hook:
-                hook[name] = max(1, round(hook[name] * ratio))
+        if not isinstance(hook, MutableMapping):
+            continue
+        # Of the augmentations: at least the last epoch is without the strong ones.
+        if 'num_last_epochs' in hook:
+            hook['num_last_epochs'] = max(1, round(hook['num_last_epochs'] * ratio))
+        if 'switch_epoch' in hook:
+            last = length - 1 if by_epoch else length
+            hook['switch_epoch'] = min(round(hook['switch_epoch'] * ratio), last)
     if not any(key.startswith('param_scheduler') for key in options or ()):
         _stretch_schedulers(config, by_epoch, length, ratio, iterations)
 

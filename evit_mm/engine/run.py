@@ -63,7 +63,8 @@ _Path = str | os.PathLike[str]
 
 
 def train(config: _Path | Config, *, work_dir: _Path | None = None,
-          data_root: _Path | None = None, resume: _Path | bool | None = None,
+          data_root: _Path | None = None, image_size: int | None = None,
+          resume: _Path | bool | None = None,
           new_schedule: bool = False, show_val: bool = False,
           tracker: str | Sequence[str] = (), from_scratch: bool = False, amp: bool = False,
           bf16: bool = False, channels_last: bool | None = None, compile: bool = False,
@@ -85,6 +86,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
             config, which is left as it is.
         work_dir: Folder of logs and checkpoints; the config's, or ``work_dirs/NAME``, by default.
         data_root: Folder that replaces the ``data_root`` of every dataset and evaluator.
+        image_size: Longer side of the images in pixels, for a config that has an ``image_size``;
+            all sizes in its pipelines are scaled with it.
         resume: Checkpoint to resume from; True or ``'auto'`` for the latest one in the work dir.
         new_schedule: Resume with the learning rate and schedule of the config instead of those of
             the checkpoint.
@@ -149,7 +152,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
         with translate_errors():
             config = _prepare_config(
                 config, ('model', 'train_dataloader', 'optim_wrapper'), work_dir=work_dir,
-                data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+                data_root=data_root, image_size=image_size, seed=seed, cfg_options=cfg_options,
+                launcher=launcher)
             if os.environ.get('RANK', '0') == '0':
                 stack.enter_context(locked_folder(config.work_dir, 'trains in'))
             flags = RecipeFlags(epochs=epochs, iters=iters, lr=lr, batch_size=batch_size)
@@ -228,7 +232,8 @@ def train(config: _Path | Config, *, work_dir: _Path | None = None,
 
 
 def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = None,
-         data_root: _Path | None = None, out: _Path | None = None, show_dir: _Path | None = None,
+         data_root: _Path | None = None, image_size: int | None = None,
+         out: _Path | None = None, show_dir: _Path | None = None,
          score_thr: float = 0.3, tta: bool = False, fast: bool = False, deploy: bool = False,
          channels_last: bool = False, compile: bool = False, bf16: bool = False,
          seed: int | None = None, cfg_options: Mapping[str, Any] | None = None,
@@ -246,6 +251,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
             of `export`, which is tested in the place of the config's model.
         work_dir: Folder of logs and metrics; as in `train`.
         data_root: As in `train`.
+        image_size: As in `train`.
         out: Where to store the predictions: a .pkl file for detection, a folder for segmentation.
         show_dir: Folder for pictures of predictions next to the ground truth.
         score_thr: Lowest score of the detections in these pictures.
@@ -279,7 +285,8 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
     with translate_errors():
         config = _prepare_config(
             config, ('model', 'test_dataloader', 'test_evaluator'), work_dir=work_dir,
-            data_root=data_root, seed=seed, cfg_options=cfg_options, launcher=launcher)
+            data_root=data_root, image_size=image_size, seed=seed, cfg_options=cfg_options,
+            launcher=launcher)
         maps = OwnLabelMaps(masks, None, images, None, classes, zero_is_unlabelled, mask_values)
         own = OwnData(None, val_ann, None if maps else images, val_images, data)
         maps.check_flags()
@@ -323,7 +330,7 @@ def test(config: _Path | Config, checkpoint: _Path, *, work_dir: _Path | None = 
 
 
 def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_dir: _Path | None,
-                    data_root: _Path | None, seed: int | None,
+                    data_root: _Path | None, image_size: int | None, seed: int | None,
                     cfg_options: Mapping[str, Any] | None, launcher: str) -> Config:
     """Read a config and apply the options that training and testing share.
 
@@ -338,6 +345,8 @@ def _prepare_config(source: _Path | Config, required: tuple[str, ...], *, work_d
                           'a base config to inherit from, or one for another purpose')
     if data_root:
         configure.set_data_root(config, data_root)
+    if image_size is not None:
+        configure.set_image_size(config, image_size)
     if work_dir:
         config.work_dir = os.fspath(work_dir)
     elif not config.get('work_dir'):

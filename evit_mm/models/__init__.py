@@ -1,7 +1,8 @@
-"""The published model: backbone and neck, registered in mmengine's root registry."""
+"""The published model, backbone and neck, and a light neck, in mmengine's root registry."""
 
 from ..arch import ARCHS, Arch
 from .efficientvit import EfficientViT
 from .efficientvit_fpn import EfficientViTFPN
+from .lcpan import LCPAN
 
-__all__ = ['ARCHS', 'Arch', 'EfficientViT', 'EfficientViTFPN']
+__all__ = ['ARCHS', 'LCPAN', 'Arch', 'EfficientViT', 'EfficientViTFPN']

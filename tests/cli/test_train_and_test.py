@@ -38,14 +38,16 @@ def defaults(api):
 
 def test_train():
     assert call(train_command, 'c') == {'config': 'c', **defaults(evit_mm.engine.train)}
-    flags = ['c', '--work-dir', 'w', '--data-root', 'd', '--resume', 'r', '--from-scratch', '--amp',
-             '--bf16', '--channels-last', '--compile', '--auto-scale-lr', '--seed', 3,
+    flags = ['c', '--work-dir', 'w', '--data-root', 'd', '--image-size', 320, '--resume', 'r',
+             '--from-scratch', '--amp', '--bf16', '--channels-last', '--compile',
+             '--auto-scale-lr', '--seed', 3,
              '--ignore-unknown-categories', '--skip-invalid-objects', '--new-schedule',
              '--show-val', '--tracker', 'mlflow', '--tracker', 'wandb',
              '--cfg-options', 'a.b=[1,2]', 'c=x']
     assert call(train_command, *flags) == defaults(evit_mm.engine.train) | dict(
-        config='c', work_dir='w', data_root='d', resume='r', from_scratch=True, amp=True, bf16=True,
-        channels_last=True, compile=True, auto_scale_lr=True, seed=3, show_val=True,
+        config='c', work_dir='w', data_root='d', image_size=320, resume='r', from_scratch=True,
+        amp=True, bf16=True, channels_last=True, compile=True, auto_scale_lr=True, seed=3,
+        show_val=True,
         tracker=('mlflow', 'wandb'), new_schedule=True, ignore_unknown_categories=True,
         skip_invalid_objects=True, cfg_options={'a.b': [1, 2], 'c': 'x'}, launcher='none')
     assert call(train_command, 'c', '--resume')['resume'] == 'auto'
@@ -71,12 +73,14 @@ def test_own_data_and_recipe():
 def test_test():
     assert call(test_command, 'c', 'w.pth') == {
         'config': 'c', 'checkpoint': 'w.pth', **defaults(evit_mm.engine.test)}
-    flags = ['c', 'w.pth', '--work-dir', 'w', '--data-root', 'd', '--out', 'o', '--show-dir', 's',
-             '--tta', '--fast', '--deploy', '--channels-last', '--compile', '--bf16', '--seed', 3,
+    flags = ['c', 'w.pth', '--work-dir', 'w', '--data-root', 'd', '--image-size', 640, '--out', 'o',
+             '--show-dir', 's', '--tta', '--fast', '--deploy', '--channels-last', '--compile',
+             '--bf16', '--seed', 3,
              '--ignore-unknown-categories', '--skip-invalid-objects', '--score-thr', 0.5,
              '--cfg-options', 'a=1']
     assert call(test_command, *flags) == defaults(evit_mm.engine.test) | dict(
-        config='c', checkpoint='w.pth', work_dir='w', data_root='d', out='o', show_dir='s',
+        config='c', checkpoint='w.pth', work_dir='w', data_root='d', image_size=640, out='o',
+        show_dir='s',
         tta=True, fast=True, deploy=True, channels_last=True, compile=True, bf16=True, seed=3,
         score_thr=0.5, skip_invalid_objects=True, ignore_unknown_categories=True,
         cfg_options={'a': 1}, launcher='none')

@@ -8,6 +8,7 @@ from families.batches import detection_batch
 from families.trial import batch_for, make_small, predict_once, train_once
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch.utils.flop_counter import FlopCounterMode
 
 from evit_mm.checkpoint import address
 from evit_mm.engine.preflight.model import check_model
@@ -16,6 +17,7 @@ from evit_mm.models import ARCHS
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
 CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('retinanet_', 'mask_rcnn_')))
+LIGHT = {'s': 'm0', 'm': 'm1', 'l': 'm4'}  # the backbones of the light detectors
 # The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm4', 'm5')))
@@ -36,7 +38,7 @@ def test_all_variants_have_configs():
 def test_every_coco_config_belongs_to_a_test():
     assert {path.stem for path in FOLDER.glob('*_coco.py')} == {
         *(path.stem for path in CONFIGS if path.stem.endswith('_coco')),
-        *(f'{name}_evit_m4_coco' for name in OTHERS)}
+        *(f'{name}_evit_m4_coco' for name in OTHERS), *(f'evit_det_{size}_coco' for size in LIGHT)}
 
 
 @pytest.mark.parametrize('path', SOME_SLOW)
@@ -122,6 +124,64 @@ def test_other_detector_builds_learns_and_predicts(name):
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, f'{parameter_name} has no gradient'
     predict_once(model, batch)
+
+
+@pytest.mark.parametrize('size', LIGHT)
+def test_light_detector_builds_learns_and_predicts(size):
+    config = Config.fromfile(FOLDER / f'evit_det_{size}_coco.py')
+    init_default_scope(config.default_scope)
+    make_small(config.model)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    check_model(model, config.model)
+    assert model.neck.out_strides == (8, 16, 32, 64)
+    batch = batch_for(config, size=(96, 128))
+    train_once(model, batch)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    predict_once(model, batch)
+
+
+@pytest.mark.parametrize('size', LIGHT)
+def test_light_detector_states_its_protocol(size):
+    config = Config.fromfile(FOLDER / f'evit_det_{size}_coco.py')
+    backbone = config.model.backbone
+    assert backbone.arch == LIGHT[size] and not backbone.norm_eval
+    assert address(backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{LIGHT[size]}.pth'
+    preprocessor = config.model.data_preprocessor
+    assert preprocessor.bgr_to_rgb and preprocessor.mean == [123.675, 116.28, 103.53]
+    assert preprocessor.std == [58.395, 57.12, 57.375]
+    assert config.optim_wrapper.paramwise_cfg.custom_keys.attention_biases.decay_mult == 0
+    assert config.auto_scale_lr.base_batch_size == 8 * config.train_dataloader.batch_size == 256
+    assert config.train_cfg.max_epochs == 300
+    average, switch = config.custom_hooks
+    assert average.type == 'EMAHook' and average.update_buffers
+    mixes = ('CachedMosaic', 'CachedMixUp')
+    steps = [step.type for step in config.train_dataloader.dataset.pipeline]
+    assert all(mix in steps for mix in mixes)
+    # The last 20 epochs learn from images alone, and each of them is validated.
+    assert switch.switch_epoch == 280 and config.train_cfg.dynamic_intervals == [(280, 1)]
+    assert [step.type for step in switch.switch_pipeline] == [
+        step for step in steps if step not in mixes]
+    sizes = {part.scale for part in config.test_dataloader.dataset.pipeline
+             if part.type == 'Resize'}
+    assert sizes == {(416, 416)}
+
+
+@pytest.mark.parametrize('size,params,macs', [('s', 2.4, 0.42), ('m', 3.2, 0.89), ('l', 9.2, 1.53)])
+def test_cost_of_the_light_detectors(size, params, macs):
+    """The figures of docs/light.md: millions of parameters, and billions of multiply-adds."""
+    config = Config.fromfile(FOLDER / f'evit_det_{size}_coco.py')
+    init_default_scope(config.default_scope)
+    config.model.backbone.init_cfg = None
+    with torch.device('meta'):  # counted, not computed
+        model = MODELS.build(config.model).eval()
+        image = torch.zeros(1, 3, 416, 416)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.bbox_head(model.extract_feat(image))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, abs=0.005)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(
+        params, abs=0.05)
 
 
 def test_the_config_of_the_readme_builds(repository, tmp_path):

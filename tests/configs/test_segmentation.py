@@ -19,6 +19,7 @@ CONFIGS = sorted(path for path in FOLDER.glob('*.py')
                  if path.name.startswith(('upernet_', 'semantic_fpn_')))
 # These exist for M4 alone.
 OTHERS = ['deeplabv3plus', 'mask2former', 'segformer']
+LIGHT = {'s': 'm0', 'm': 'm1', 'l': 'm4'}  # the backbones of the light segmentors
 # The other variants differ only in their backbones, which have their own tests.
 SOME_SLOW = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * any(
     f'_{arch}_' in path.stem for arch in ('m1', 'm2', 'm3', 'm4', 'm5')))
@@ -40,7 +41,8 @@ def batch(height=64, width=96, num_images=2):
 
 
 def test_every_config_belongs_to_a_test():
-    others = {FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS}
+    others = {FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS} | {
+        FOLDER / f'evit_seg_{size}_ade20k.py' for size in LIGHT}
     from_detection = {path for path in FOLDER.glob('*.py')
                       if path.stem.endswith('_coco') or path.name.startswith('retinanet_')}
     assert set(FOLDER.glob('*.py')) - from_detection == {*CONFIGS, *others}
@@ -72,9 +74,10 @@ def test_config_builds_learns_and_predicts(path):
         assert logits.shape[:2] == (2, NUM_CLASSES) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', [
+    *(f'{name}_evit_m4' for name in OTHERS), *(f'evit_seg_{size}' for size in LIGHT)])
 def test_other_segmentor_builds_learns_and_predicts(name):
-    config = Config.fromfile(FOLDER / f'{name}_evit_m4_ade20k.py')
+    config = Config.fromfile(FOLDER / f'{name}_ade20k.py')
     init_default_scope(config.default_scope)
     make_small(config.model)
     model = MODELS.build(config.model)
@@ -88,10 +91,12 @@ def test_other_segmentor_builds_learns_and_predicts(name):
 
 @pytest.mark.parametrize('path', [
     *(path for path in CONFIGS if path.stem.endswith('_ade20k')),
-    *(FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS)], ids=lambda path: path.stem)
+    *(FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS),
+    *(FOLDER / f'evit_seg_{size}_ade20k.py' for size in LIGHT)], ids=lambda path: path.stem)
 def test_ade20k_config_states_its_protocol(path):
     config = Config.fromfile(path)
-    arch = path.stem.split('_evit_')[1][:2]
+    is_light = path.stem.startswith('evit_seg_')
+    arch = LIGHT[path.stem.split('_')[2]] if is_light else path.stem.split('_evit_')[1][:2]
     assert config.model.backbone.arch == arch
     assert address(config.model.backbone.init_cfg.checkpoint) == f'{ZOO}efficientvit_{arch}.pth'
     assert config.model.backbone.norm_eval
@@ -111,6 +116,19 @@ def test_ade20k_config_states_its_protocol(path):
     assert config.auto_scale_lr.base_batch_size == batch_size
     assert config.train_cfg.max_iters == steps == config.param_scheduler[-1].end
     assert (optimizer.type, optimizer.weight_decay) == ('AdamW', decay)
+
+
+@pytest.mark.parametrize('size,params,macs', [('s', 2.2, 0.51), ('m', 2.9, 1.10), ('l', 8.6, 1.88)])
+def test_cost_of_the_light_segmentors(size, params, macs):
+    """The figures of docs/light.md: millions of parameters, and billions of multiply-adds."""
+    with torch.device('meta'):  # counted, not computed
+        _, model = build(FOLDER / f'evit_seg_{size}_ade20k.py')
+        image = torch.zeros(1, 3, 512, 512)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval().decode_head(model.backbone(image))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, abs=0.005)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(
+        params, abs=0.05)
 
 
 @pytest.mark.parametrize('arch', ['m4', 'm5'])

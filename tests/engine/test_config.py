@@ -45,6 +45,20 @@ def test_configs_are_found_by_path_and_by_name(repository, monkeypatch, tmp_path
     assert configure.find_config('own') == installed / 'own.py'
 
 
+def test_configs_of_other_packages_are_found():
+    path = configure.find_config('mmdet::yolox/yolox_nano_8xb8-300e_coco.py')
+    assert Config.fromfile(path).model.type == 'YOLOX'
+    assert configure.find_config('evit_mm::evit_det_s_coco.py').stem == 'evit_det_s_coco'
+    with pytest.raises(UserError, match='no such config: mmdet::yolox/yolox_nano.py; did you mean '
+                       '.*yolox_nano_8xb8-300e_coco.py'):
+        configure.find_config('mmdet::yolox/yolox_nano.py')
+    for name in ('nobody::a.py', 'no-package::a.py', '::a.py'):
+        with pytest.raises(UserError, match='is not installed'):
+            configure.find_config(name)
+    with pytest.raises(UserError, match='no such config'):
+        configure.find_config('mmdet::../../../mmdet/version.py')
+
+
 def test_a_config_object_is_copied(config):
     loaded = configure.load_config(config, {'train_dataloader.batch_size': 3})
     assert loaded.train_dataloader.batch_size == 3 and loaded.filename == config.filename
@@ -166,3 +180,34 @@ def test_trackers(config, monkeypatch):
     configure.add_trackers(config, ['tensorboard'])
     assert [backend.type for backend in config.visualizer.vis_backends] == [
         'LocalVisBackend', 'TensorboardVisBackend']
+
+
+def test_image_size_reaches_every_pipeline():
+    config = configure.load_config('evit_det_s_coco')
+    before = config.copy()
+    configure.set_image_size(config, 640)
+    assert config.image_size == (640, 640)
+
+    def sizes(part):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if key in ('scale', 'img_scale', 'crop_size', 'size'):
+                yield key, value
+            elif isinstance(value, dict | list):
+                yield from sizes(value)
+
+    for part, expected in (('train_dataloader', 5), ('test_dataloader', 1), ('custom_hooks', 3)):
+        found = list(sizes(config[part]))
+        assert len(found) == expected
+        assert found == [(key, tuple(side * 640 // 416 for side in size))
+                         for key, size in sizes(before[part])]
+    # Ranges of factors and colours stay as they are.
+    mixup = config.train_dataloader.dataset.pipeline[8]
+    assert (mixup.ratio_range, mixup.pad_val) == ((1.0, 1.0), (114, 114, 114))
+
+
+def test_image_size_of_a_config_without_one():
+    config = configure.load_config('retinanet_evit_m0_coco')
+    with pytest.raises(ConfigError, match='image_size=.*--cfg-options'):
+        configure.set_image_size(config, 416)
+    with pytest.raises(UserError, match='--image-size must be at least 1, but is 0'):
+        configure.set_image_size(configure.load_config('evit_det_s_coco'), 0)

@@ -104,6 +104,7 @@ def test_all_objects_arrive_under_their_names(fit, tmp_path):
 @pytest.mark.parametrize('name,heads', [
     ('retinanet_evit_m0_coco', 1), ('mask_rcnn_evit_m0_coco', 2), ('dino_evit_m4_coco', 1),
     ('cascade_mask_rcnn_evit_m4_coco', 4), ('rtmdet_evit_m4_coco', 1), ('tood_evit_m4_coco', 1),
+    ('evit_det_s_coco', 1),
     ('retinanet_evit_m0_memorize', 1)])
 def test_every_head_has_the_classes(fit, tmp_path, name, heads):
     config = fit(OwnData(write(tmp_path / 'a', annotations(10))), name)

@@ -17,7 +17,7 @@ from evit_mm.engine.recipe import RecipeFlags, apply_flags, fit_recipe
 from evit_mm.errors import ConfigError, UserError
 
 NAMES = ('retinanet_evit_m0_coco', 'retinanet_evit_m0_shapes', 'retinanet_evit_m0_memorize',
-         'dino_evit_m4_coco', 'rtmdet_evit_m4_coco')
+         'dino_evit_m4_coco', 'rtmdet_evit_m4_coco', 'evit_det_s_coco')
 
 
 @functools.cache
@@ -98,6 +98,13 @@ def test_what_else_counts_epochs():
     cosine = config.param_scheduler[1]
     assert (cosine.begin, cosine.end, cosine.T_max) == (15, 30, 15)
     assert cosine.eta_min == pytest.approx(0.0001)  # was 0.0002, for a rate of 0.004
+
+
+@pytest.mark.parametrize('epochs,switch', [(300, 280), (12, 11), (3, 2), (1, 0)])
+def test_the_last_epoch_has_no_strong_augmentation(epochs, switch):
+    config = deepcopy(packaged('evit_det_s_coco'))
+    apply_flags(config, RecipeFlags(epochs=epochs))
+    assert config.custom_hooks[1].switch_epoch == switch
 
 
 def test_iterations_and_epochs_are_converted(shapes, config_file, capsys):

@@ -1,4 +1,4 @@
-"""Detectors that predict boxes at every place of their maps: RetinaNet, FCOS, ATSS, GFL, TOOD..."""
+"""Detectors that predict boxes at every place of their maps: RetinaNet, FCOS, GFL, YOLOX..."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from .boxes import (
 from .inputs import ImageInput
 from .suppression import BestBoxes, Detections
 
-__all__ = ['DenseBoxes', 'DenseDetector', 'DetectorNetwork', 'build_dense_boxes',
+__all__ = ['DenseBoxes', 'DenseDetector', 'DetectorNetwork', 'ObjectBoxes', 'build_dense_boxes',
            'build_dense_head', 'build_suppression']
 
 Maps = Sequence[Sequence[Tensor]]
@@ -36,7 +36,7 @@ class DenseDetector(nn.Module):
     outputs = ('boxes', 'scores', 'labels')
 
     def __init__(self, inputs: ImageInput, network: 'DetectorNetwork',
-                 decode: 'DenseBoxes') -> None:
+                 decode: nn.Module) -> None:
         super().__init__()
         self.inputs = inputs
         self.network = network
@@ -170,6 +170,43 @@ class BoxLevel(nn.Module):
         return take(box_map, priors, 4) * self.stride
 
 
+class ObjectBoxes(nn.Module):
+    """The boxes that the maps of YOLOX's head stand for: every place is a candidate of one class.
+
+    Args:
+        grids: For each level, the points that boxes are centred around.
+        strides: For each level, the distance of two points in pixels.
+        min_score: Lowest score of a box.
+        suppress: What leaves the best boxes.
+    """
+
+    def __init__(self, grids: nn.ModuleList, strides: Sequence[int], min_score: float,
+                 suppress: BestBoxes) -> None:
+        super().__init__()
+        self.grids = grids
+        self.strides = strides
+        self.min_score = min_score
+        self.suppress = suppress
+
+    def forward(self, maps: Maps, sizes: Tensor) -> Detections:
+        """Compute boxes from the maps of classes, boxes and objectness."""
+        boxes, scores, labels = [], [], []
+        for grid, stride, class_map, box_map, object_map in zip(
+                self.grids, self.strides, *maps, strict=True):
+            height, width = class_map.shape[2:]
+            class_scores, level_labels = class_map.flatten(2).sigmoid().max(dim=1)
+            scores.append(class_scores * object_map.flatten(1).sigmoid())
+            labels.append(level_labels)
+            offsets = box_map.flatten(2).transpose(1, 2)
+            places = torch.arange(height * width, device=box_map.device)[None]
+            centres = offsets[..., :2] * stride + grid(places, height, width)
+            extents = offsets[..., 2:].exp() * stride
+            boxes.append(torch.cat((centres - extents / 2, centres + extents / 2), dim=2))
+        all_scores = torch.cat(scores, dim=1)
+        return self.suppress(torch.cat(boxes, dim=1), all_scores, torch.cat(labels, dim=1),
+                             all_scores >= self.min_score)
+
+
 class AlignedHead(nn.Module):
     """The convolutions of TOOD's head.
 
@@ -252,8 +289,11 @@ def build_dense_head(head: Any) -> nn.Module:
     return AlignedHead(head) if isinstance(head, TOODHead) else head
 
 
-def build_dense_boxes(head: Any, *, any_size: bool) -> DenseBoxes:
+def build_dense_boxes(head: Any, *, any_size: bool) -> nn.Module:
     """Build what MMDetection's ``predict_by_feat`` computes for a head.
+
+    YOLOX's returns all boxes that are left by the suppression, and the module built for it at most
+    ``max_per_img``.
 
     Args:
         head: A dense head.
@@ -262,12 +302,18 @@ def build_dense_boxes(head: Any, *, any_size: bool) -> DenseBoxes:
     Raises:
         ConfigError: If the head computes its boxes in a way that is not known.
     """
-    from mmdet.models.dense_heads import GFLHead, TOODHead
+    from mmdet.models.dense_heads import GFLHead, TOODHead, YOLOXHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
     name = type(head).__name__
     config = head.test_cfg
     methods = type(head)
+    if (methods.predict_by_feat is YOLOXHead.predict_by_feat
+            and methods._bbox_post_process is YOLOXHead._bbox_post_process
+            and methods._bbox_decode is YOLOXHead._bbox_decode):
+        return ObjectBoxes(build_grids(head.prior_generator),
+                           [stride[0] for stride in head.prior_generator.strides],
+                           lowest_score(config, name), build_suppression(config, name))
     if (methods.predict_by_feat is not BaseDenseHead.predict_by_feat
             or methods.predict is not BaseDenseHead.predict
             or methods._bbox_post_process is not BaseDenseHead._bbox_post_process

@@ -96,8 +96,13 @@ def _pad(rule: Preprocessing, step: Mapping[str, Any]) -> Preprocessing:
     value = value.get('img', 0) if isinstance(value, Mapping) else value
     colour = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
     size, divisor = step.get('size'), step.get('size_divisor')
-    if step.get('pad_to_square') or step.get('padding_mode', 'constant') != 'constant' or not (
-            size or divisor):
+    # The longer side of an image that fits into a square, as scaled before, is that of the square.
+    if (step.get('pad_to_square') and not (size or divisor) and rule.scale and rule.keep_ratio
+            and rule.scale[0] == rule.scale[1]):
+        size = rule.scale
+    elif step.get('pad_to_square'):
+        raise _unknown('Pad', step)
+    if step.get('padding_mode', 'constant') != 'constant' or not (size or divisor):
         raise _unknown('Pad', step)
     return replace(rule, pad_size=tuple(size) if size else None, pad_divisor=divisor,
                    pad_value=tuple(int(channel) for channel in colour))  # type: ignore[arg-type]

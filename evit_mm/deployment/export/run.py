@@ -323,10 +323,10 @@ def _resized_predictor(predictor: Any, rule: Preprocessing) -> Any:
         name = str(getattr(step['type'], '__name__', step['type'])).rpartition('.')[2]
         if name == 'Resize' and rule.scale is not None:
             step['scale'] = rule.scale
-        elif name == 'Pad' and rule.pad_size is not None:
-            step['size'] = rule.pad_size
         elif name == 'Pad':
-            step.update(size=None, size_divisor=1)
+            step.pop('pad_to_square', None)
+            step.update(dict(size=rule.pad_size) if rule.pad_size is not None else
+                        dict(size=None, size_divisor=1))
     module.cfg = resized
     try:
         wrapped = TorchModel(module)

@@ -125,13 +125,14 @@ def test_half_precision_halves_the_file(exported, weights, picture):
 
 
 @pytest.mark.slow
-def test_int8_quantizes_the_network_alone(tmp_path, weights, picture):
+@pytest.mark.parametrize('name', ['retinanet', 'evit_det'])
+def test_int8_quantizes_the_network_alone(name, tmp_path, weights, picture):
     import cv2
     import openvino
 
     for number in range(4):
         cv2.imwrite(str(tmp_path / f'{number}.png'), picture(90, 160, number))
-    config, checkpoint = weights('retinanet')
+    config, checkpoint = weights(name)
     path = export(config, checkpoint, out=tmp_path / 'model.xml', size=(96, 160),
                   precision='int8', calibrate=tmp_path, verify=False)
     nodes = openvino.Core().read_model(path).get_ordered_ops()

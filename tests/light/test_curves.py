@@ -1,0 +1,84 @@
+"""The ablation of the light detectors: every variant learns, predicts and has the cost it says."""
+
+import copy
+import json
+
+import pytest
+import torch
+from families.batches import detection_batch
+from light.curves import (
+    RESULTS,
+    cost,
+    curve,
+    dataset,
+    draw,
+    recomputed_statistics,
+    table,
+)
+from light.variants import PEERS, VARIANTS, variant_config
+from mmdet.utils import register_all_modules
+from mmengine.registry import MODELS
+
+pytestmark = pytest.mark.filterwarnings('ignore:torch.meshgrid')
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register_all_modules()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*VARIANTS, *PEERS])
+def test_every_variant_learns_and_predicts(name):
+    model = MODELS.build(variant_config(name))
+    model.init_weights()
+    batch = detection_batch(80, 128, 128, with_masks=False)
+    losses = model.train()(**model.data_preprocessor(batch, training=True), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    with torch.no_grad():
+        results = model.eval()(**model.data_preprocessor(batch, training=False), mode='predict')
+    assert len(results) == 2 and hasattr(results[0].pred_instances, 'scores')
+
+
+def test_cost_of_a_variant():
+    assert cost('as configured') == dict(parameters=2.373, multiply_adds=254.0)
+
+
+@pytest.mark.slow
+def test_a_curve(coco_mini):
+    points = curve('as configured', coco_mini, distinct=4, images=16, seed=0)
+    assert [point['images'] for point in points] == [4, 8, 16]
+    assert all(point['loss'] > 0 and 0 <= point['ap_recomputed'] <= 1 for point in points)
+
+
+def test_recomputed_statistics_are_those_of_the_images(coco_mini):
+    model = MODELS.build(variant_config('as configured'))
+    images = dataset(coco_mini, 4, flip=False)
+    norm = model.backbone.stem[0].norm
+    before = copy.deepcopy(norm.state_dict())
+    with recomputed_statistics(model, images):
+        pixels = model.data_preprocessor(
+            dict(inputs=[images[number]['inputs'] for number in range(4)]), training=False)
+        with torch.no_grad():
+            expected = model.backbone.stem[0].conv(pixels['inputs']).mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def test_the_page_has_the_recorded_figures(repository):
+    results = json.loads(RESULTS.read_text())
+    assert set(results) <= {*VARIANTS, *PEERS}
+    assert table(results) in (repository / 'docs' / 'light.md').read_text()
+
+
+def test_a_table_and_a_figure(tmp_path):
+    point = dict(images=4, loss=1.25, ap=0.1, ap50=0.2, ap_small=0.0)
+    results = {'a': dict(parameters=2.0, multiply_adds=250.0, seeds={
+        '0': [point], '1': [point | dict(ap=0.3, ap50=0.4)]})}
+    assert table(results).splitlines()[2] == (
+        '| a | 2.00 M | 0.25 G | 20.0 | 30.0 | 0.0 |  |')
+    draw(results, tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').stat().st_size > 1000

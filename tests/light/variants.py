@@ -1,0 +1,100 @@
+"""The detectors of the ablation: the smallest light detector with one part replaced, and peers."""
+
+from typing import Any
+
+import light.nanodet  # noqa: F401  (registers GhostPAN)
+
+# isort: split
+from mmcv.cnn import DepthwiseSeparableConvModule, Scale
+from mmdet.models.dense_heads import GFLHead
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+from torch import nn
+
+from evit_mm.engine.config import load_config
+
+__all__ = ['PEERS', 'VARIANTS', 'SeparableGFLHead', 'variant_config']
+
+_WIDTH = 64
+_STRIDES = [8, 16, 32, 64]
+_LAYERS = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='HSwish'))
+_HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_convs=2)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    'as configured': {},
+    'neck: CSP-PAN': dict(neck=dict(
+        _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
+        num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
+    'neck: GhostPAN': dict(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
+    'neck: kernels of 3x3': dict(neck=dict(kernel_size=3)),
+    'levels: 8 to 32': dict(
+        backbone=dict(out_indices=(0, 1)),
+        neck=dict(in_channels=[32, 64, 128]),
+        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32]))),
+    'levels: 8 to 128': dict(
+        neck=dict(num_outs=5),
+        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))),
+    'levels: 16 to 128': dict(
+        backbone=dict(stem_strides=()),
+        neck=dict(in_channels=[64, 128, 192], in_strides=[16, 32, 64], num_outs=4),
+        bbox_head=dict(anchor_generator=dict(strides=[16, 32, 64, 128]))),
+    'head: towers of one convolution': dict(bbox_head=dict(stacked_convs=1)),
+    'head: objectness': dict(bbox_head=dict(with_objectness=True)),
+    'head: GFL with ATSS': dict(
+        type='GFL',
+        bbox_head=dict(
+            _delete_=True, type='SeparableGFLHead', reg_max=7,
+            anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=5,
+                                  scales_per_octave=1, strides=_STRIDES),
+            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+            loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+            norm_cfg=dict(type='GN', num_groups=16), **_HEAD),
+        train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9))),
+    'head: YOLOX with SimOTA': dict(
+        type='YOLOX',
+        bbox_head=dict(_delete_=True, type='YOLOXHead', use_depthwise=True, strides=_STRIDES,
+                       **_HEAD, **_LAYERS),
+        train_cfg=dict(
+            assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
+    'assigner: one to one': dict(
+        train_cfg=dict(assigner=dict(topk=1)),
+        test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
+}
+"""The changes of the model's config, by name."""
+
+PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
+         'RTMDet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'}
+
+
+def variant_config(name: str) -> ConfigDict:
+    """Return the config of the model of a variant or peer, which loads no weights."""
+    config = get_config(PEERS[name]) if name in PEERS else load_config('evit_det_s_coco')
+    model: Any = config.model
+    model.backbone.init_cfg = None
+    model.pop('use_syncbn', None)
+    model.data_preprocessor.pop('batch_augments', None)
+    if name not in PEERS:
+        model.merge(VARIANTS[name])
+    for part in (model.backbone, model.neck, model.bbox_head):
+        if part.get('norm_cfg', {}).get('type') == 'SyncBN':
+            part.norm_cfg.type = 'BN'
+    return model
+
+
+@MODELS.register_module()
+class SeparableGFLHead(GFLHead):
+    """GFL's head with depthwise-separable towers and pointwise predictions."""
+
+    def _init_layers(self) -> None:
+        def tower() -> nn.ModuleList:
+            return nn.ModuleList(
+                DepthwiseSeparableConvModule(
+                    self.feat_channels if index else self.in_channels, self.feat_channels, 3,
+                    padding=1, norm_cfg=self.norm_cfg, act_cfg=dict(type='HSwish'))
+                for index in range(self.stacked_convs))
+
+        self.cls_convs, self.reg_convs = tower(), tower()
+        self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 1)
+        self.gfl_reg = nn.Conv2d(self.feat_channels, 4 * (self.reg_max + 1), 1)
+        self.scales = nn.ModuleList(Scale(1.0) for _ in self.prior_generator.strides)
