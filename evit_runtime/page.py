@@ -13,9 +13,9 @@ import tempfile
 import time
 import webbrowser
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,13 @@ class Page:
                       Middleware(limit_requests, largest_upload=largest_upload,
                                  seconds=self._seconds, folder=self._folder)]
         try:
-            _, address, _ = blocks.launch(
-                server_name=_HOST, server_port=port, share=False, quiet=True,
-                prevent_thread_lock=True, max_file_size=largest_upload, footer_links=[],
-                ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
-                run_history=False, state_session_capacity=_SESSIONS, css=_CSS,
-                theme=self._theme(), app_kwargs={'middleware': middleware})
+            with _untouched_logs():
+                _, address, _ = blocks.launch(
+                    server_name=_HOST, server_port=port, share=False, quiet=True,
+                    prevent_thread_lock=True, max_file_size=largest_upload, footer_links=[],
+                    ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+                    run_history=False, state_session_capacity=_SESSIONS, css=_CSS,
+                    theme=self._theme(), app_kwargs={'middleware': middleware})
         except OSError as error:
             raise UserError(f'port {port} can\'t be used: choose another one with --port'
                             ) from error
@@ -308,6 +309,24 @@ def _policy_middleware(app: Callable[..., Any]) -> Callable[..., Any]:
         await app(scope, receive, send_with_policy if scope['type'] == 'http' else send)
 
     return with_policy
+
+
+@contextmanager
+def _untouched_logs() -> Iterator[None]:
+    """Keep uvicorn's configuration of logging from closing the log files of this process.
+
+    It closes every handler that there is, that of a training in the same process among them.
+    """
+    from uvicorn.config import LOGGING_CONFIG
+
+    usual = dict(LOGGING_CONFIG)
+    LOGGING_CONFIG.clear()
+    LOGGING_CONFIG.update(version=1, incremental=True)
+    try:
+        yield
+    finally:
+        LOGGING_CONFIG.clear()
+        LOGGING_CONFIG.update(usual)
 
 
 def _free_port(port: int) -> int:

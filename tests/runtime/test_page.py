@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import os
 import shutil
 import socket
@@ -182,6 +183,16 @@ def test_what_the_server_answers(halves, tmp_path, monkeypatch):
         with pytest.raises(UserError, match='port .* be used: choose another one with --port'):
             Page(halves, port=int(page.address.split(':')[2].strip('/')))
     assert os.environ['GRADIO_ANALYTICS_ENABLED'] == 'False'
+
+
+def test_the_log_of_a_training_in_the_same_process_stays_open(halves, tmp_path):
+    handler = logging.FileHandler(tmp_path / 'training.log', 'w')
+    try:
+        with Page(halves) as page:
+            assert urllib.request.urlopen(page.address).status == 200
+        assert handler.stream is not None
+    finally:
+        handler.close()
 
 
 @pytest.mark.parametrize('options, message', [
