@@ -50,6 +50,18 @@ def test_equal_scores_may_change_places_at_the_end_of_a_full_list():
     assert not compare_results(one, other, metadata(max_objects=3)).is_within_bounds
 
 
+def test_of_many_objects_one_in_fifty_may_be_another_candidate():
+    boxes = np.array([[9.0 * k, 0, 9.0 * k + 8, 90] for k in range(50)])
+    scores = np.full(50, 0.9)
+    moved = boxes.copy()
+    moved[7, 3] += 3
+    assert compare_results(result(boxes, scores), result(moved, scores), metadata()
+                           ).is_within_bounds
+    moved[8, 3] += 3
+    difference = compare_results(result(boxes, scores), result(moved, scores), metadata())
+    assert not difference.is_within_bounds and '0 more, 2 moved' in difference.text
+
+
 def test_masks():
     masks = np.zeros((1, 100, 100), bool)
     masks[:, 10:40, 10:40] = True
