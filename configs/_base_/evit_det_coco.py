@@ -38,7 +38,7 @@ model = dict(
         stacked_convs=2,
         use_depthwise=True,
         share_conv=False,  # depthwise-separable towers of this head can't share
-        exp_on_reg=False,
+        exp_on_reg=True,  # boxes start as large as a stride: without it, they start empty
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32, 64]),
         bbox_coder=dict(type='DistancePointBBoxCoder'),
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),

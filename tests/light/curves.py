@@ -39,7 +39,7 @@ SIDE = 320
 BATCH = 4
 RATE = 1e-3
 WARM_UP = 20
-RECOMPUTED = ('as configured', *PEERS)
+RECOMPUTED = ('plain distances', *PEERS)
 SHARES = (0.25, 0.5, 1.0)  # of the training, where it is evaluated
 OPTIMIZER = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=RATE, weight_decay=0.05),

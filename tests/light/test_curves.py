@@ -49,7 +49,7 @@ def test_cost_of_a_variant():
 
 @pytest.mark.slow
 def test_a_curve(coco_mini):
-    points = curve('as configured', coco_mini, distinct=4, images=16, seed=0)
+    points = curve('plain distances', coco_mini, distinct=4, images=16, seed=0)
     assert [point['images'] for point in points] == [4, 8, 16]
     assert all(point['loss'] > 0 and 0 <= point['ap_recomputed'] <= 1 for point in points)
 

@@ -1,4 +1,4 @@
-"""The detectors of the ablation: the smallest light detector with one part replaced, and peers."""
+"""The detectors of the ablation: the smallest light detector with parts replaced, and peers."""
 
 from typing import Any
 
@@ -19,10 +19,17 @@ __all__ = ['PEERS', 'VARIANTS', 'SeparableGFLHead', 'variant_config']
 _WIDTH = 64
 _STRIDES = [8, 16, 32, 64]
 _LAYERS = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='HSwish'))
+_GFL = dict(
+    reg_max=7,
+    anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=5,
+                          scales_per_octave=1, strides=_STRIDES),
+    loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+    loss_bbox=dict(type='GIoULoss', loss_weight=2.0))
 _HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_convs=2)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    'as configured': {},
+    'as configured': dict(bbox_head=dict(exp_on_reg=True)),
+    'plain distances': {},
     'neck: CSP-PAN': dict(neck=dict(
         _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
         num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
@@ -43,13 +50,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'head: objectness': dict(bbox_head=dict(with_objectness=True)),
     'head: GFL with ATSS': dict(
         type='GFL',
-        bbox_head=dict(
-            _delete_=True, type='SeparableGFLHead', reg_max=7,
-            anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=5,
-                                  scales_per_octave=1, strides=_STRIDES),
-            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
-            loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-            norm_cfg=dict(type='GN', num_groups=16), **_HEAD),
+        bbox_head=dict(_delete_=True, type='SeparableGFLHead',
+                       norm_cfg=dict(type='GN', num_groups=16), **_GFL, **_HEAD),
+        train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9))),
+    'head: NanoDet-Plus with ATSS': dict(
+        type='GFL',
+        bbox_head=dict(_delete_=True, type='NanoDetPlusHead', init_cfg=None, **_GFL, **_HEAD),
         train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9))),
     'head: YOLOX with SimOTA': dict(
         type='YOLOX',
@@ -61,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
 }
-"""The changes of the model's config, by name."""
+"""The changes of the model's config, by name; `variant_config` starts from plain distances."""
 
 PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
          'RTMDet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'}
@@ -75,6 +81,7 @@ def variant_config(name: str) -> ConfigDict:
     model.pop('use_syncbn', None)
     model.data_preprocessor.pop('batch_augments', None)
     if name not in PEERS:
+        model.bbox_head.exp_on_reg = False
         model.merge(VARIANTS[name])
     for part in (model.backbone, model.neck, model.bbox_head):
         if part.get('norm_cfg', {}).get('type') == 'SyncBN':
