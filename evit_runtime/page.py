@@ -15,6 +15,7 @@ import webbrowser
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class Page:
             future = self._worker.submit(self._compute, path, name)
             try:
                 result: Result = future.result(self._seconds)
-            except TimeoutError:
+            except FutureTimeout:  # another class than the built-in one in Python 3.10
                 future.cancel()
                 raise UserError(f'{name} took longer than {self._seconds:g} seconds, and was given '
                                 'up') from None
