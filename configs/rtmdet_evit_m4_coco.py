@@ -22,3 +22,6 @@ model = dict(
 
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'attention_biases': dict(decay_mult=0.0)}))
+
+# For 8 GPUs with 32 images each; the base has MMDetection's usual 16 here.
+auto_scale_lr = dict(base_batch_size=256)

@@ -93,6 +93,7 @@ def test_coco_config_states_its_protocol(path):
         epochs, images = {'rtmdet': (300, 32), 'dino': (12, 2)}[name]
         assert config.train_cfg.max_epochs == epochs
         assert config.train_dataloader.batch_size == images
+        assert config.auto_scale_lr.base_batch_size == 8 * images
         return
     # The protocol of the published detectors.
     assert config.optim_wrapper.optimizer == dict(
