@@ -91,8 +91,13 @@ def small_model(name: str, config: Config | None = None) -> TorchModel:
     return predictor
 
 
-def sharpen(model: nn.Module) -> None:
-    """Give a model weights with which its heads predict something, in place."""
+def sharpen(model: nn.Module, gain: float = 1.5) -> None:
+    """Give a model weights with which its heads predict something, in place.
+
+    Args:
+        model: The model.
+        gain: Spread of the weights before the last layers; a large one magnifies rounding.
+    """
     randomize(model)
     generator = torch.Generator().manual_seed(1)
     for part in ('bbox_head', 'rpn_head', 'roi_head', 'decode_head', 'neck'):
@@ -103,7 +108,7 @@ def sharpen(model: nn.Module) -> None:
             if name.endswith('weight') and parameter.ndim > 1:
                 factor = 0.4 if 'retina' in name else 8.0 if 'conv_seg' in name else 2.0
                 # Large offsets would let the steps of a cascade magnify rounding.
-                factor = 0.4 if 'fc_reg' in name else factor if is_last else 1.5
+                factor = 0.4 if 'fc_reg' in name else factor if is_last else gain
                 spread = factor / parameter[0].numel() ** 0.5
                 nn.init.normal_(parameter, 0, spread, generator=generator)
             elif is_last:
