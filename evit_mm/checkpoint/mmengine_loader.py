@@ -97,7 +97,10 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a loader that calls torch.load itself, so that it can't run code."""
     @functools.wraps(load)
     def guarded(filename: str, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-        unsafe = os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+        variables = ('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+        usual = {name: os.environ.pop(name) for name in variables if name in os.environ}
+        # OneDL's mmengine asks for everything in a file after torch has refused it.
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
         try:
             with torch.serialization.safe_globals(allowed_globals()):
                 return as_mmengine_expects(
@@ -110,8 +113,8 @@ def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
                 else CheckpointError
             raise kind(f'{filename} can\'t be loaded: {type(error).__name__}: {text}') from error
         finally:
-            if unsafe is not None:
-                os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = unsafe
+            del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
+            os.environ.update(usual)
 
     setattr(guarded, _GUARDED, True)
     return guarded

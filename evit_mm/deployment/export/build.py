@@ -73,7 +73,10 @@ def _build_inputs(preprocessor: Any) -> ImageInput:
         if preprocessor.test_cfg:
             raise ConfigError('the test_cfg of this config\'s data preprocessor, which pads images '
                               'for the test, can\'t be exported yet')
-        swap, pad_value = preprocessor.channel_conversion, preprocessor.pad_val
+        swap = getattr(preprocessor, 'channel_conversion', None)
+        if swap is None:  # OneDL's name
+            swap = preprocessor._channel_conversion
+        pad_value = preprocessor.pad_val
     else:
         swap, pad_value = preprocessor._channel_conversion, preprocessor.pad_value
     if preprocessor._enable_normalize and torch.numel(preprocessor.mean) != 3:
