@@ -303,6 +303,7 @@ def test_connections_that_do_nothing_are_ended(client):
         path = client.upload(bytes(900_000))
         reader = stack.enter_context(client.raw(50 * (
             f'GET /gradio_api/file={path} HTTP/1.1\r\nHost: localhost\r\n\r\n').encode()))
+        assert reader.recv(1)  # the server has begun to answer
         end = time.monotonic() + 20
         while client.connections() and time.monotonic() < end:
             time.sleep(0.2)
