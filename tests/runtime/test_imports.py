@@ -12,7 +12,7 @@ FORBIDDEN = ('evit_mm', 'mmcv', 'mmdet', 'mmengine', 'mmseg', 'torch', 'torchvis
 # What the modules import, and what their functions import when they are called.
 ALLOWED = {'cv2', 'numpy', 'PIL', 'evit_runtime'}
 WHEN_CALLED = {'gradio', 'matplotlib', 'onnxruntime', 'openvino', 'starlette', 'supervision',
-               'tqdm', 'trackers'}
+               'tqdm', 'trackers', 'uvicorn'}
 REFUSE = f"""
 import sys
 
