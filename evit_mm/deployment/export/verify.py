@@ -19,7 +19,7 @@ _LIKE = {'fp32': 'the same up to rounding', 'fp16': 'almost the same', 'bf16': '
 # large the difference may be, relative to them.
 _BOUNDS = {'fp32': (0.02, 0.001, 1e-3), 'fp16': (0.1, 0.02, 0.05), 'bf16': (0.2, 0.05, 0.2),
            'int8': (0.4, 0.2, 0.5)}
-_BOX, _SCORE, _MASK, _MASK_PIXELS = 0.5, 1e-3, 0.99, 4  # in pixels, and as IoU or else in pixels
+_BOX, _SCORE, _MASK = 0.5, 1e-3, 0.99  # pixels, and IoU
 # How much a score may change, so that an object is in one list and beyond the end of the other; and
 # the IoU from which two boxes are the same object.
 _MARGIN = {'fp32': _SCORE, 'fp16': 0.01, 'bf16': 0.05, 'int8': 0.15}
@@ -82,15 +82,12 @@ def _compare_objects(expected: Result, found: Result, metadata: Metadata) -> Dif
         return Difference('neither finds an object', True)
     first, second = (np.array(side, int) for side in zip(*pairs, strict=True)) if pairs else (
         np.zeros(0, int), np.zeros(0, int))
-    boxes = np.abs(expected.boxes[first] - found.boxes[second]).max(axis=1)
-    scores = np.abs(expected.scores[first] - found.scores[second])
-    # Of two candidates with the same score, rounding chooses the one that suppresses the other.
-    moved = int((boxes > _BOX).sum())
-    text = (f'{len(expected.boxes)} objects, {len(missing)} missing, {len(more)} more, {moved} '
-            f'moved; boxes differ by up to {boxes.max(initial=0):.3g} pixels, scores by '
-            f'{scores.max(initial=0):.1e}')
-    share = (len(missing) + len(more) + (moved if precision == 'fp32' else 0)) / count
-    is_close = bool(scores.max(initial=0) <= _SCORE)
+    box = float(np.abs(expected.boxes[first] - found.boxes[second]).max(initial=0))
+    score = float(np.abs(expected.scores[first] - found.scores[second]).max(initial=0))
+    text = (f'{len(expected.boxes)} objects, {len(missing)} missing, {len(more)} more; boxes '
+            f'differ by up to {box:.3g} pixels, scores by {score:.1e}')
+    share = (len(missing) + len(more)) / count
+    is_close = box <= _BOX and score <= _SCORE
     if expected.masks is not None and found.masks is not None and len(first):
         overlap, is_like = _compare_masks(expected.masks[first], found.masks[second])
         text += f', masks have an IoU of at least {overlap:.4f}'
@@ -130,8 +127,8 @@ def _compare_masks(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple
     different = (expected != found).sum(axis=(1, 2))
     union = np.maximum((expected | found).sum(axis=(1, 2)), 1)
     overlaps = 1 - different / union
-    # A few pixels, whose probability is about the threshold, are a large part of a small mask.
-    return float(overlaps.min()), bool(((overlaps >= _MASK) | (different <= _MASK_PIXELS)).all())
+    # One pixel is more than a hundredth of a small mask.
+    return float(overlaps.min()), bool(((overlaps >= _MASK) | (different <= 2)).all())
 
 
 def require(difference: Difference, precision: str, what: str) -> None:

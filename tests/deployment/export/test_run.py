@@ -235,7 +235,7 @@ def test_ready_configs(name, arch, tmp_path, picture):
     from evit_mm.engine.config import load_config
 
     expected = load_model(load_config(config, options))
-    sharpen(expected.module, gain=1.0 if name == 'mask_rcnn' else 1.5)
+    sharpen(expected.module, gain=1.0 if name in DETECTORS else 1.5)
     checkpoint = tmp_path / 'weights.pth'
     torch.save({'state_dict': expected.module.state_dict()}, checkpoint)
     images = [picture(200, 300), picture(301, 211, 1), picture(200, 300, 2)]

@@ -50,18 +50,6 @@ def test_equal_scores_may_change_places_at_the_end_of_a_full_list():
     assert not compare_results(one, other, metadata(max_objects=3)).is_within_bounds
 
 
-def test_of_many_objects_one_in_fifty_may_be_another_candidate():
-    boxes = np.array([[9.0 * k, 0, 9.0 * k + 8, 90] for k in range(50)])
-    scores = np.full(50, 0.9)
-    moved = boxes.copy()
-    moved[7, 3] += 3
-    assert compare_results(result(boxes, scores), result(moved, scores), metadata()
-                           ).is_within_bounds
-    moved[8, 3] += 3
-    difference = compare_results(result(boxes, scores), result(moved, scores), metadata())
-    assert not difference.is_within_bounds and '0 more, 2 moved' in difference.text
-
-
 def test_masks():
     masks = np.zeros((1, 100, 100), bool)
     masks[:, 10:40, 10:40] = True
@@ -72,14 +60,6 @@ def test_masks():
                            ).is_within_bounds
     difference = compare_results(one, result(BOXES[:1], [0.9], masks=other), metadata())
     assert not difference.is_within_bounds and '0.9333' in difference.text
-    for count, is_same in ((4, True), (5, False)):  # pixels of a small mask
-        small, other = np.zeros((2, 1, 100, 100), bool)
-        small[:, 10:13, 10:20] = True
-        other[:, 10:13, 10:20] = True
-        other[:, 10, 10:10 + count] = False
-        difference = compare_results(result(BOXES[:1], [0.9], masks=small),
-                                     result(BOXES[:1], [0.9], masks=other), metadata())
-        assert difference.is_within_bounds is is_same
 
 
 def test_label_maps():
