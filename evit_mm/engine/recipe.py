@@ -28,7 +28,7 @@ __all__ = ['RecipeFlags', 'add_switches', 'apply_flags', 'fit_recipe', 'keep_bes
 
 # A head that starts anew needs about this many steps, however few the images are.
 _LEAST_ITERATIONS = 1500
-# Configs that count iterations are made for a dataset of theirs; more passes over a small one than
+# Long configs are made for large datasets and random weights; more passes over a small dataset than
 # this are wasted.
 _MOST_PASSES = 100
 _WARM_UP_SHARE = 0.1  # the rest of the training runs at the full rate and below
@@ -81,7 +81,8 @@ def fit_recipe(config: Config, images: int, flags: RecipeFlags, options: Iterabl
     - The learning rate is the config's at its own batch size (``auto_scale_lr.base_batch_size``).
       At another one Adam's is scaled with the square root of their ratio, as its steps are
       normalized, and SGD's in proportion.
-    - The training has the config's number of epochs, and at least 1,500 iterations.
+    - The training has the config's number of epochs, but at most 100, and at least 1,500
+      iterations.
     - The schedule is stretched in proportion, so that steps at 2/3 and 11/12 stay there. The
       warm-up takes at most a tenth.
     - There are at most 20 validations, and as many checkpoints, of which the last two are kept.
@@ -113,7 +114,7 @@ def fit_recipe(config: Config, images: int, flags: RecipeFlags, options: Iterabl
     elif f'train_cfg.{key}' in options:
         length = old
     elif by_epoch:
-        length = max(old, math.ceil(_LEAST_ITERATIONS / steps))
+        length = max(min(old, _MOST_PASSES), math.ceil(_LEAST_ITERATIONS / steps))
     else:
         length = max(_LEAST_ITERATIONS, min(old, _MOST_PASSES * steps))
     iterations = length * steps if by_epoch else length

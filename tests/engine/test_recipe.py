@@ -56,7 +56,7 @@ def test_any_number_of_images(name, images):
     fit_recipe(config, images, RecipeFlags())
     iterations, between = length(config, images)
     assert iterations >= 1500
-    assert iterations <= 1500 + max(images, 300 * images)  # RTMDet has 300 epochs
+    assert iterations <= 1500 + 100 * images
     assert iterations / between <= 20
     assert config.train_dataloader.batch_size <= max(2, images // 4)
     assert config.default_hooks.checkpoint.interval == config.train_cfg.val_interval
@@ -66,6 +66,18 @@ def test_any_number_of_images(name, images):
     assert found.index(max(found)) <= 0.1 * iterations + 1
     assert found[0] < 0.2 * full or 'dino' in name  # which has no warm-up
     assert found[-1] <= 0.11 * full  # the rate falls before the end
+
+
+def test_a_long_training_is_shortened_unless_its_length_is_given():
+    config = packaged('evit_det_s_coco')  # 300 epochs, in batches of 32 images
+    own, given, option = deepcopy(config), deepcopy(config), deepcopy(config)
+    fit_recipe(own, 3200, RecipeFlags())
+    fit_recipe(given, 3200, RecipeFlags(epochs=300))
+    fit_recipe(option, 3200, RecipeFlags(), ['train_cfg.max_epochs'])
+    assert own.train_cfg.max_epochs == 100
+    switch = next(hook for hook in own.custom_hooks if 'switch_epoch' in hook)
+    assert switch['switch_epoch'] == 93  # the last fifteenth is without mosaic and mixup
+    assert given.train_cfg.max_epochs == option.train_cfg.max_epochs == 300
 
 
 def test_the_steps_of_the_schedule_stay_at_their_shares():

@@ -5,16 +5,23 @@ from typing import Any
 import light.nanodet  # noqa: F401  (registers GhostPAN)
 
 # isort: split
+import torch
 from mmcv.cnn import DepthwiseSeparableConvModule, Scale
 from mmdet.models.dense_heads import GFLHead
-from mmdet.registry import MODELS
+from mmdet.models.task_modules.assigners import (
+    AssignResult,
+    ATSSAssigner,
+    TaskAlignedAssigner,
+)
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
-from torch import nn
+from torch import Tensor, nn
 
 from evit_mm.engine.config import load_config
 
-__all__ = ['PEERS', 'VARIANTS', 'SeparableGFLHead', 'variant_config']
+__all__ = ['PEERS', 'VARIANTS', 'ATSSOfPoints', 'SeparableGFLHead', 'TaskAlignedOfPoints',
+           'variant_config']
 
 _WIDTH = 64
 _STRIDES = [8, 16, 32, 64]
@@ -28,8 +35,8 @@ _GFL = dict(
 _HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_convs=2)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    'as configured': dict(bbox_head=dict(exp_on_reg=True)),
-    'plain distances': {},
+    'as configured': {},
+    'plain distances': dict(bbox_head=dict(exp_on_reg=False)),
     'neck: CSP-PAN': dict(neck=dict(
         _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
         num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
@@ -53,6 +60,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         bbox_head=dict(_delete_=True, type='SeparableGFLHead',
                        norm_cfg=dict(type='GN', num_groups=16), **_GFL, **_HEAD),
         train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9))),
+    'head: GFL with ATSS, BN': dict(
+        type='GFL',
+        bbox_head=dict(_delete_=True, type='SeparableGFLHead', norm_cfg=dict(type='BN'), **_GFL,
+                       **_HEAD),
+        train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9))),
     'head: NanoDet-Plus with ATSS': dict(
         type='GFL',
         bbox_head=dict(_delete_=True, type='NanoDetPlusHead', init_cfg=None, **_GFL, **_HEAD),
@@ -63,14 +75,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
                        **_HEAD, **_LAYERS),
         train_cfg=dict(
             assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
+    'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
+    'assigner: TAL': dict(
+        train_cfg=dict(assigner=dict(_delete_=True, type='TaskAlignedOfPoints', topk=13))),
     'assigner: one to one': dict(
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
 }
-"""The changes of the model's config, by name; `variant_config` starts from plain distances."""
+"""The changes of the smallest light detector's config, by name."""
 
 PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
-         'RTMDet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'}
+         'RTMDet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+         'RTMDet-tiny, exponentials': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'}
 
 
 def variant_config(name: str) -> ConfigDict:
@@ -81,8 +97,9 @@ def variant_config(name: str) -> ConfigDict:
     model.pop('use_syncbn', None)
     model.data_preprocessor.pop('batch_augments', None)
     if name not in PEERS:
-        model.bbox_head.exp_on_reg = False
         model.merge(VARIANTS[name])
+    elif name.endswith('exponentials'):
+        model.bbox_head.exp_on_reg = True
     for part in (model.backbone, model.neck, model.bbox_head):
         if part.get('norm_cfg', {}).get('type') == 'SyncBN':
             part.norm_cfg.type = 'BN'
@@ -105,3 +122,53 @@ class SeparableGFLHead(GFLHead):
         self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 1)
         self.gfl_reg = nn.Conv2d(self.feat_channels, 4 * (self.reg_max + 1), 1)
         self.scales = nn.ModuleList(Scale(1.0) for _ in self.prior_generator.strides)
+
+
+@TASK_UTILS.register_module()
+class ATSSOfPoints(ATSSAssigner):
+    """ATSS for RTMDet's head: points as squares of five strides, labels as soft as overlaps."""
+
+    def __init__(self) -> None:
+        super().__init__(topk=9)
+
+    def assign(self, predictions: Any, truth: Any, ignored: Any = None) -> AssignResult:
+        """Assign objects to points (x, y, stride, stride), which are sorted by their strides."""
+        points, strides = predictions.priors[:, :2], predictions.priors[:, 2:]
+        squares = predictions.new(priors=torch.cat(
+            (points - 2.5 * strides, points + 2.5 * strides), dim=1))
+        counts = torch.unique_consecutive(strides[:, 0], return_counts=True)[1].tolist()
+        result = super().assign(squares, counts, truth, ignored)
+        result.max_overlaps = _own_overlaps(self.iou_calculator, predictions, truth, result)
+        return result
+
+
+@TASK_UTILS.register_module()
+class TaskAlignedOfPoints(TaskAlignedAssigner):
+    """Task-aligned assignment for RTMDet's head, whose scores are logits and priors points."""
+
+    def assign(self, predictions: Any, truth: Any, ignored: Any = None) -> AssignResult:
+        """Assign objects to points (x, y, stride, stride)."""
+        points = predictions.priors[:, :2]
+        result = super().assign(predictions.new(
+            priors=torch.cat((points, points), dim=1), bboxes=predictions.bboxes,
+            scores=predictions.scores.sigmoid()), truth, ignored)
+        overlaps = _own_overlaps(self.iou_calculator, predictions, truth, result)
+        # The best point of each object gets its overlap as its label, the others a share of it.
+        result.max_overlaps = torch.zeros_like(overlaps)
+        for number in range(1, len(truth.bboxes) + 1):
+            chosen = result.gt_inds == number
+            if chosen.any():
+                metrics = result.assign_metrics[chosen]
+                result.max_overlaps[chosen] = (
+                    metrics / metrics.max().clamp(min=1e-9) * overlaps[chosen].max())
+        return result
+
+
+def _own_overlaps(calculator: Any, predictions: Any, truth: Any, result: AssignResult) -> Tensor:
+    """Return the overlap of each predicted box with the object that it is assigned to, or 0."""
+    overlaps = predictions.bboxes.new_zeros(len(predictions.bboxes))
+    chosen = result.gt_inds > 0
+    if chosen.any():
+        objects = truth.bboxes[result.gt_inds[chosen] - 1]
+        overlaps[chosen] = calculator(predictions.bboxes[chosen], objects, is_aligned=True)
+    return overlaps
