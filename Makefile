@@ -10,19 +10,19 @@
 # make docs         build the site of docs/ into site/
 # make wheel        build the wheel into dist/
 # All set up their own environment in .venv first, except for `PYTHON_GPU=python3 make check-gpu`. They
-# need Python 3.10 to 3.12, git and a package index.
+# need Python 3.10 to 3.13, git and a package index.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := work_dirs/demo
-DEMO_CONFIG := configs/retinanet_evit_m0_shapes.py
+DEMO_CONFIG := configs/evit_det_s_shapes.py
 DEMO_SEG := work_dirs/demo-seg
 DEMO_SEG_CONFIG := configs/upernet_evit_m0_shapes.py
 
 # The first Python of a supported version; `make PYTHON=/path/to/python3.11 demo` overrides it.
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c "$(SUPPORTED)" 2>/dev/null && echo $$python && break; done)
 
 .PHONY: demo demo-seg test test-slow test-faults test-matrix families light-curves check-gpu lint docs wheel install lock clean
@@ -113,7 +113,7 @@ install: $(INSTALLED)
 # pip takes over where uv can't reach the index: only pip reads pip's configuration files.
 $(INSTALLED): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUPPORTED)" || { echo "error: evit-mm needs Python 3.10 \
-	to 3.12, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
+	to 3.13, and there is none: install one, or name it with make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r requirements/bootstrap.txt

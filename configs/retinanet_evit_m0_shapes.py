@@ -1,4 +1,4 @@
-"""RetinaNet-M0 on generated images, from random weights: `make demo` trains it in minutes.
+"""RetinaNet-M0 on generated images, from random weights, in minutes.
 
     tools/prepare_data.py shapes
     tools/train.py configs/retinanet_evit_m0_shapes.py

@@ -98,7 +98,7 @@ FLAGS = [
      _SHAPES + ' train_cfg.max_iters=2 train_cfg.val_interval=2 '
      'default_hooks.checkpoint.interval=2'),
     (r'.*\btrain\b.*(_shapes|arch_share_0\.27\.py)', _SHAPES),
-    (r'.*\btest\b.*retinanet_evit_m0_shapes', _SHAPES),
+    (r'.*\btest\b.*(retinanet_evit_m0|evit_det_s)_shapes', _SHAPES),
     (r'.*(train|test)\b.*mask_rcnn_', _MASK_RCNN),
     (r'.*\b(train|test)\b.*upernet_evit_m0_shapes', _SHAPES),
     (r'.*\btrain\b.*upernet_.*--resume', _SEGMENTATION.replace('max_iters=2', 'max_iters=4')),
@@ -136,7 +136,7 @@ FAILS = {r'EVIT_MM_TRACEBACK=1 ': 'Traceback (most recent call last)'}
 WRITES = [
     (r'evit-mm train retinanet_evit_m4_coco .*--auto-scale-lr$',
      'work_dirs/retinanet_evit_m4_coco/epoch_12.pth'),
-    (r'evit-mm train retinanet_evit_m0_shapes .*--work-dir work_dirs/demo',
+    (r'evit-mm train evit_det_s_shapes .*--work-dir work_dirs/demo',
      'work_dirs/demo/epoch_16.pth'),
     (r'evit-mm train upernet_evit_m4_ade20k .*--resume',
      'work_dirs/upernet_evit_m4_ade20k/iter_4.pth'),

@@ -2,10 +2,12 @@
 
     make light-curves COCO=/data/coco
     PYTHONPATH=tests python -m light.curves --data-root COCO --seed 1 --only RTMDet-tiny
+    PYTHONPATH=tests python -m light.curves --data-root data/small_objects --unseen --side 288 \
+        --distinct 1600 --images 6400 --only YOLOX-nano --out work_dirs/small-objects.json
 
 All start from random weights, see the same images in the same order, flipped at random, with one
-rate and one batch size, and are evaluated on the images that they were trained on, also with
-statistics of BN that are computed anew from these images.
+rate and one batch size, and are evaluated on the images that they were trained on, or with --unseen
+on those of the validation, also with statistics of BN that are computed anew from these images.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from light.variants import PEERS, VARIANTS, variant_config
+from light.variants import PEERS, SIZES, VARIANTS, variant_config
 
 # isort: split
 from mmdet.evaluation import CocoMetric
@@ -35,7 +37,6 @@ from evit_mm.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / 'docs' / 'light-curves.json'
-SIDE = 320
 BATCH = 4
 RATE = 1e-3
 WARM_UP = 20
@@ -52,18 +53,21 @@ def main() -> None:
     parser.add_argument('--data-root', type=Path, required=True, help='a folder in COCO\'s layout')
     parser.add_argument('--distinct', type=int, default=16, help='images to train on, the first')
     parser.add_argument('--images', type=int, default=960, help='images that each detector sees')
+    parser.add_argument('--side', type=int, default=320, help='height and width of the images')
+    parser.add_argument('--unseen', action='store_true', help='evaluate on val2017')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--only', nargs='+', metavar='NAME', choices=[*VARIANTS, *PEERS],
-                        default=[*VARIANTS, *PEERS])
+    parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *PEERS],
+                        choices=[*VARIANTS, *SIZES, *PEERS])
     parser.add_argument('--out', type=Path, default=RESULTS)
     arguments = parser.parse_args()
     register_all_modules()
     MMLogger.get_current_instance().setLevel('CRITICAL')  # it reports each evaluation
     results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for name in arguments.only:
-        results.setdefault(name, {}).update(cost(name))
+        results.setdefault(name, {}).update(cost(name, arguments.side))
         points = curve(name, arguments.data_root, distinct=arguments.distinct,
-                       images=arguments.images, seed=arguments.seed)
+                       images=arguments.images, side=arguments.side, unseen=arguments.unseen,
+                       seed=arguments.seed)
         results[name].setdefault('seeds', {})[str(arguments.seed)] = points
         print(name, json.dumps(results[name]), flush=True)
         write_json(arguments.out, results, indent=1)
@@ -71,29 +75,30 @@ def main() -> None:
     print(table(results))
 
 
-def cost(name: str) -> dict[str, float]:
-    """Return millions of parameters and, per image, of multiply-adds."""
+def cost(name: str, side: int) -> dict[str, float]:
+    """Return the side of the images, millions of parameters and, per image, of multiply-adds."""
     model = MODELS.build(variant_config(name)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.bbox_head(model.extract_feat(torch.zeros(1, 3, SIDE, SIDE)))
+        model.bbox_head(model.extract_feat(torch.zeros(1, 3, side, side)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return dict(parameters=round(parameters / 1e6, 3),
+    return dict(side=side, parameters=round(parameters / 1e6, 3),
                 multiply_adds=round(counter.get_total_flops() / 2e6, 1))
 
 
-def curve(name: str, root: Path, *, distinct: int, images: int, seed: int
-          ) -> list[dict[str, float]]:
+def curve(name: str, root: Path, *, distinct: int, images: int, side: int = 320,
+          unseen: bool = False, seed: int = 0) -> list[dict[str, float]]:
     """Train a detector, and return its loss and average precisions after parts of the training."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    model: Any = MODELS.build(variant_config(name))
+    trained_on = dataset(root, distinct, side=side, flip=True)
+    evaluated_on = (dataset(root, None, side=side, split='val') if unseen else
+                    dataset(root, distinct, side=side))
+    model: Any = MODELS.build(variant_config(name, len(trained_on.metainfo['classes'])))
     model.init_weights()
     optimizer = build_optim_wrapper(model, OPTIMIZER)
     steps = images // BATCH
     stops = {round(share * steps) for share in SHARES}
-    trained_on = dataset(root, distinct, flip=True)
-    evaluated_on = dataset(root, distinct, flip=False)
     points, losses = [], []
     order = _endless_order(len(trained_on), seed)
     for step in range(1, steps + 1):
@@ -115,21 +120,22 @@ def curve(name: str, root: Path, *, distinct: int, images: int, seed: int
 def table(results: Mapping[str, Any]) -> str:
     """Return the results as a table in Markdown: cost, and AP in % at each point.
 
-    With several seeds, each figure is the mean over them.
+    With several seeds, each figure is the mean over them, with the lowest and the highest.
     """
     runs = [list(result['seeds'].values()) for result in results.values()]
     images = [point['images'] for point in runs[0][0]]
-    rows = [['', 'parameters', 'multiply-adds',
+    rows = [['', 'image side', 'parameters', 'multiply-adds',
              *(f'AP at {count}' for count in images), 'AP50', 'AP small', 'AP, BN anew']]
     for (name, result), seeds in zip(results.items(), runs, strict=True):
         ends = [points[-1] for points in seeds]
         rows.append([
-            name, f'{result["parameters"]:.2f} M', f'{result["multiply_adds"] / 1000:.2f} G',
-            *(f'{_mean(points[k]["ap"] for points in seeds):.1%}' for k in range(len(images))),
-            *(f'{_mean(end[key] for end in ends):.1%}' for key in ('ap50', 'ap_small')),
-            f'{_mean(end["ap_recomputed"] for end in ends):.1%}'])
+            name, str(result['side']), f'{result["parameters"]:.2f} M',
+            f'{result["multiply_adds"] / 1000:.2f} G',
+            *(_percent(points[k]['ap'] for points in seeds) for k in range(len(images))),
+            *(_percent(end[key] for end in ends)
+              for key in ('ap50', 'ap_small', 'ap_recomputed'))])
     rows.insert(1, ['---', *['---:'] * (len(rows[0]) - 1)])
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows).replace('%', '')
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -145,29 +151,35 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                           linestyle='--' if name in PEERS else '-')
         axes.fill_between(images, aps.min(axis=0), aps.max(axis=0), alpha=0.2,
                           color=line.get_color())
-    axes.set(xlabel='images seen', ylabel='AP on the images trained on', ylim=(0, None))
+    axes.set(xlabel='images seen', ylabel='AP', ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+def _percent(shares: Iterable[float]) -> str:
+    values = [100 * share for share in shares]
+    spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
+    return f'{np.mean(values):.1f}{spread}'
 
 
-def dataset(root: Path, distinct: int, *, flip: bool) -> Any:
-    """Return the first training images that have objects, all of one size."""
+def dataset(root: Path, distinct: int | None, *, side: int, split: str = 'train',
+            flip: bool = False) -> Any:
+    """Return the first images that have objects, or all of them, as squares of one size."""
+    annotations = f'annotations/instances_{split}2017.json'
+    categories = json.loads((root / annotations).read_text())['categories']
+    classes = [each['name'] for each in sorted(categories, key=lambda each: each['id'])]
     steps = [dict(type='LoadImageFromFile'),
              dict(type='LoadAnnotations', with_bbox=True),
-             dict(type='Resize', scale=(SIDE, SIDE), keep_ratio=False),
+             dict(type='Resize', scale=(side, side), keep_ratio=False),
              *([dict(type='RandomFlip', prob=0.5)] if flip else []),
              dict(type='PackDetInputs', meta_keys=(
                  'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'))]
     return DATASETS.build(dict(
-        type='CocoDataset', data_root=str(root), ann_file='annotations/instances_train2017.json',
-        data_prefix=dict(img='train2017/'), filter_cfg=dict(filter_empty_gt=True),
-        indices=distinct, pipeline=steps))
+        type='CocoDataset', data_root=str(root), ann_file=annotations,
+        data_prefix=dict(img=f'{split}2017/'), filter_cfg=dict(filter_empty_gt=True),
+        metainfo=dict(classes=classes), indices=distinct, pipeline=steps))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from light.curves import (
     recomputed_statistics,
     table,
 )
-from light.variants import PEERS, VARIANTS, variant_config
+from light.variants import PEERS, SIZES, VARIANTS, variant_config
 from mmdet.utils import register_all_modules
 from mmengine.registry import MODELS
 
@@ -28,7 +28,7 @@ def _registered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*VARIANTS, *PEERS])
+@pytest.mark.parametrize('name', [*VARIANTS, *SIZES, *PEERS])
 def test_every_variant_learns_and_predicts(name):
     model = MODELS.build(variant_config(name))
     model.init_weights()
@@ -44,7 +44,7 @@ def test_every_variant_learns_and_predicts(name):
 
 
 def test_cost_of_a_variant():
-    assert cost('as configured') == dict(parameters=2.373, multiply_adds=254.0)
+    assert cost('as configured', 320) == dict(side=320, parameters=2.373, multiply_adds=254.0)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_curve(coco_mini):
 
 def test_recomputed_statistics_are_those_of_the_images(coco_mini):
     model = MODELS.build(variant_config('as configured'))
-    images = dataset(coco_mini, 4, flip=False)
+    images = dataset(coco_mini, 4, side=320)
     norm = model.backbone.stem[0].norm
     before = copy.deepcopy(norm.state_dict())
     with recomputed_statistics(model, images):
@@ -75,10 +75,13 @@ def test_the_page_has_the_recorded_figures(repository):
 
 
 def test_a_table_and_a_figure(tmp_path):
-    point = dict(images=4, loss=1.25, ap=0.1, ap50=0.2, ap_small=0.0)
-    results = {'a': dict(parameters=2.0, multiply_adds=250.0, seeds={
+    point = dict(images=4, loss=1.25, ap=0.1, ap50=0.2, ap_small=0.0, ap_recomputed=0.1)
+    cost = dict(side=320, parameters=2.0, multiply_adds=250.0)
+    results = {'a': cost | dict(seeds={'0': [point]}), 'b': cost | dict(seeds={
         '0': [point], '1': [point | dict(ap=0.3, ap50=0.4)]})}
-    assert table(results).splitlines()[2] == (
-        '| a | 2.00 M | 0.25 G | 20.0 | 30.0 | 0.0 |  |')
+    assert table(results).splitlines()[2:] == [
+        '| a | 320 | 2.00 M | 0.25 G | 10.0 | 20.0 | 0.0 | 10.0 |',
+        '| b | 320 | 2.00 M | 0.25 G | 20.0 (10.0 to 30.0) | 30.0 (20.0 to 40.0) | '
+        '0.0 (0.0 to 0.0) | 10.0 (10.0 to 10.0) |']
     draw(results, tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').stat().st_size > 1000

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from evit_mm.engine.config import load_config
 
-__all__ = ['PEERS', 'VARIANTS', 'ATSSOfPoints', 'SeparableGFLHead', 'TaskAlignedOfPoints',
-           'variant_config']
+__all__ = ['PEERS', 'SIZES', 'VARIANTS', 'ATSSOfPoints', 'SeparableGFLHead',
+           'TaskAlignedOfPoints', 'variant_config']
 
 _WIDTH = 64
 _STRIDES = [8, 16, 32, 64]
@@ -84,22 +84,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The changes of the smallest light detector's config, by name."""
 
+SIZES = {'evit_det_m': 'evit_det_m_coco', 'evit_det_l': 'evit_det_l_coco'}
 PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
          'RTMDet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
          'RTMDet-tiny, exponentials': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'}
 
 
-def variant_config(name: str) -> ConfigDict:
-    """Return the config of the model of a variant or peer, which loads no weights."""
-    config = get_config(PEERS[name]) if name in PEERS else load_config('evit_det_s_coco')
+def variant_config(name: str, classes: int = 80) -> ConfigDict:
+    """Return the config of the model of a variant, size or peer, which loads no weights."""
+    config = get_config(PEERS[name]) if name in PEERS else load_config(
+        SIZES.get(name, 'evit_det_s_coco'))
     model: Any = config.model
     model.backbone.init_cfg = None
     model.pop('use_syncbn', None)
     model.data_preprocessor.pop('batch_augments', None)
-    if name not in PEERS:
+    if name in VARIANTS:
         model.merge(VARIANTS[name])
     elif name.endswith('exponentials'):
         model.bbox_head.exp_on_reg = True
+    model.bbox_head.num_classes = classes
     for part in (model.backbone, model.neck, model.bbox_head):
         if part.get('norm_cfg', {}).get('type') == 'SyncBN':
             part.norm_cfg.type = 'BN'
