@@ -346,6 +346,8 @@ def _stretch_schedulers(config: Config, by_epoch: bool, length: int, ratio: floa
             stretch, most = iterations / old, iterations
         else:
             continue
+        begin, end = scheduler.get('begin', 0), scheduler.get('end', math.inf)
+        is_whole = scheduler.get('T_max') == end - begin  # a cosine that reaches its end
         for key in _LENGTHS:
             value = scheduler.get(key)
             if key == 'begin' and value in moved:
@@ -357,6 +359,10 @@ def _stretch_schedulers(config: Config, by_epoch: bool, length: int, ratio: floa
                 scheduler[key] = [max(1, round(step * stretch)) for step in value]
             elif value and value != math.inf:
                 scheduler[key] = max(1, round(value * stretch))
+        if scheduler.get('begin'):  # what begins in the middle of a single epoch takes all of it
+            scheduler['begin'] = min(scheduler['begin'], scheduler.get('end', most) - 1)
+        if is_whole:
+            scheduler['T_max'] = scheduler['end'] - scheduler.get('begin', 0)
 
 
 def _schedulers(config: Config) -> Iterator[MutableMapping[str, Any]]:

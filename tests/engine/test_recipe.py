@@ -102,6 +102,16 @@ def test_epochs_of_any_config(epochs, milestones):
     assert config.optim_wrapper.optimizer.lr == 3e-4 and config.train_dataloader.batch_size == 5
 
 
+@pytest.mark.parametrize('name', ['evit_det_s_coco', 'rtmdet_evit_m4_coco'])
+@pytest.mark.parametrize('epochs', [1, 2, 3])
+def test_a_schedule_of_300_epochs_fits_into_a_few(name, epochs):
+    config = deepcopy(packaged(name))
+    fit_recipe(config, 40, RecipeFlags(epochs=epochs))
+    found = rates(config, 40)
+    assert len(found) == epochs * 4
+    assert found[-1] < 0.6 * max(found)
+
+
 def test_what_else_counts_epochs():
     config = deepcopy(packaged('rtmdet_evit_m4_coco'))
     apply_flags(config, RecipeFlags(epochs=30, lr=0.002))
