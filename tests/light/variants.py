@@ -8,20 +8,16 @@ import light.nanodet  # noqa: F401  (registers GhostPAN)
 import torch
 from mmcv.cnn import DepthwiseSeparableConvModule, Scale
 from mmdet.models.dense_heads import GFLHead
-from mmdet.models.task_modules.assigners import (
-    AssignResult,
-    ATSSAssigner,
-    TaskAlignedAssigner,
-)
+from mmdet.models.task_modules.assigners import AssignResult, ATSSAssigner
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
-from torch import Tensor, nn
+from torch import nn
 
 from evit_mm.engine.config import load_config
 
 __all__ = ['PEERS', 'SIZES', 'VARIANTS', 'ATSSOfPoints', 'SeparableGFLHead',
-           'TaskAlignedOfPoints', 'variant_config']
+           'variant_config']
 
 _WIDTH = 64
 _STRIDES = [8, 16, 32, 64]
@@ -77,7 +73,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
     'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
     'assigner: TAL': dict(
-        train_cfg=dict(assigner=dict(_delete_=True, type='TaskAlignedOfPoints', topk=13))),
+        train_cfg=dict(assigner=dict(_delete_=True, type='TaskAlignedPointAssigner'))),
     'assigner: one to one': dict(
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
@@ -141,37 +137,8 @@ class ATSSOfPoints(ATSSAssigner):
             (points - 2.5 * strides, points + 2.5 * strides), dim=1))
         counts = torch.unique_consecutive(strides[:, 0], return_counts=True)[1].tolist()
         result = super().assign(squares, counts, truth, ignored)
-        result.max_overlaps = _own_overlaps(self.iou_calculator, predictions, truth, result)
+        chosen = result.gt_inds > 0
+        result.max_overlaps = predictions.bboxes.new_zeros(len(points))
+        result.max_overlaps[chosen] = self.iou_calculator(
+            predictions.bboxes[chosen], truth.bboxes[result.gt_inds[chosen] - 1], is_aligned=True)
         return result
-
-
-@TASK_UTILS.register_module()
-class TaskAlignedOfPoints(TaskAlignedAssigner):
-    """Task-aligned assignment for RTMDet's head, whose scores are logits and priors points."""
-
-    def assign(self, predictions: Any, truth: Any, ignored: Any = None) -> AssignResult:
-        """Assign objects to points (x, y, stride, stride)."""
-        points = predictions.priors[:, :2]
-        result = super().assign(predictions.new(
-            priors=torch.cat((points, points), dim=1), bboxes=predictions.bboxes,
-            scores=predictions.scores.sigmoid()), truth, ignored)
-        overlaps = _own_overlaps(self.iou_calculator, predictions, truth, result)
-        # The best point of each object gets its overlap as its label, the others a share of it.
-        result.max_overlaps = torch.zeros_like(overlaps)
-        for number in range(1, len(truth.bboxes) + 1):
-            chosen = result.gt_inds == number
-            if chosen.any():
-                metrics = result.assign_metrics[chosen]
-                result.max_overlaps[chosen] = (
-                    metrics / metrics.max().clamp(min=1e-9) * overlaps[chosen].max())
-        return result
-
-
-def _own_overlaps(calculator: Any, predictions: Any, truth: Any, result: AssignResult) -> Tensor:
-    """Return the overlap of each predicted box with the object that it is assigned to, or 0."""
-    overlaps = predictions.bboxes.new_zeros(len(predictions.bboxes))
-    chosen = result.gt_inds > 0
-    if chosen.any():
-        objects = truth.bboxes[result.gt_inds[chosen] - 1]
-        overlaps[chosen] = calculator(predictions.bboxes[chosen], objects, is_aligned=True)
-    return overlaps
