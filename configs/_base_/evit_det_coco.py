@@ -46,7 +46,7 @@ model = dict(
         norm_cfg=dict(type='BN'),
         act_cfg=dict(type='HSwish')),
     train_cfg=dict(
-        assigner=dict(type='DynamicSoftLabelAssigner', topk=13),
+        assigner=dict(type='TaskAlignedPointAssigner', topk=13),
         allowed_border=-1,
         pos_weight=-1,
         debug=False),

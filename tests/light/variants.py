@@ -72,8 +72,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         train_cfg=dict(
             assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
     'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
-    'assigner: TAL': dict(
-        train_cfg=dict(assigner=dict(_delete_=True, type='TaskAlignedPointAssigner'))),
+    'assigner: dynamic soft labels': dict(
+        train_cfg=dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13))),
     'assigner: one to one': dict(
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
