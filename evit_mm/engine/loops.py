@@ -214,7 +214,7 @@ class ResumingIterBasedTrainLoop(_ResumingLoop, IterBasedTrainLoop):
         **kwargs: Passed to `IterBasedTrainLoop`.
     """
 
-    dataloader_iterator: Iterator[Any] | None
+    dataloader_iterator: '_Batches | None'
 
     def __init__(self, runner: Any, dataloader: DataLoader | dict, *args: Any, **kwargs: Any
                  ) -> None:
@@ -225,7 +225,8 @@ class ResumingIterBasedTrainLoop(_ResumingLoop, IterBasedTrainLoop):
         resumes = initial_checkpoint(runner)[1]
         super().__init__(runner, _Unstarted(loader) if resumes else loader, *args, **kwargs)
         self.dataloader = loader
-        self.dataloader_iterator = None if resumes else self._unwrapped(self.dataloader_iterator)
+        self.dataloader_iterator = None if resumes else _Batches(
+            self._unwrapped(self.dataloader_iterator))
 
     def run(self) -> Any:
         """Train until ``max_iters``.
@@ -246,10 +247,12 @@ class ResumingIterBasedTrainLoop(_ResumingLoop, IterBasedTrainLoop):
                 if started and self._dataloader_config is not None:
                     self.dataloader_iterator = None  # ends its workers
                 self._renew_samplers(started=started)
-                self.dataloader_iterator = self._batches_from(self._iter)
+                self.dataloader_iterator = _Batches(self._batches_from(self._iter))
+            # onedl-mmengine's switch against loading what was seen, which isn't loaded here.
+            self.fast_forward_on_resume = False
         if self.dataloader_iterator is None:
-            self.dataloader_iterator = self._unwrapped(
-                _InfiniteDataloaderIterator(self.dataloader))
+            self.dataloader_iterator = _Batches(self._unwrapped(
+                _InfiniteDataloaderIterator(self.dataloader)))
         try:
             return super().run()
         finally:
@@ -388,6 +391,27 @@ class ResumingEpochBasedTrainLoop(_ResumingLoop, EpochBasedTrainLoop):
                   logger='current')
         with _continuing(loader, indices):
             return iter(loader)
+
+
+class _Batches:
+    """An iterator of batches with ``skip_iter``, by which onedl-mmengine drops those seen before.
+
+    mmengine itself calls ``next()`` for each of them.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Drop this many batches."""
+        for _ in range(num_iters):
+            next(self)
 
 
 class _RandomStateHook(Hook):

@@ -44,7 +44,8 @@ def test_every_config_belongs_to_a_test():
     others = {FOLDER / f'{name}_evit_m4_ade20k.py' for name in OTHERS} | {
         FOLDER / f'evit_seg_{size}_ade20k.py' for size in LIGHT}
     from_detection = {path for path in FOLDER.glob('*.py')
-                      if path.stem.endswith('_coco') or path.name.startswith('retinanet_')}
+                      if path.stem.endswith('_coco')
+                      or path.name.startswith(('retinanet_', 'evit_det_'))}
     assert set(FOLDER.glob('*.py')) - from_detection == {*CONFIGS, *others}
     assert {f'{head}_evit_{arch}_ade20k' for head in ('upernet', 'semantic_fpn')
             for arch in ARCHS} <= {path.stem for path in CONFIGS}

@@ -1,6 +1,8 @@
 """Exported files are tested with the data and the metrics of a config."""
 
+import json
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 from mmseg.registry import DATASETS
-from small_models import small_config, small_model
+from small_models import sharpen, small_config, small_model
 
 from evit_mm import engine
 from evit_mm.deployment.export import export
@@ -17,6 +19,7 @@ from evit_mm.engine.config import load_config
 from evit_mm.engine.exported import ExportedPredictor, check_exported_classes
 from evit_mm.engine.hooks.summary import _describe_device, _describe_weights
 from evit_mm.errors import ConfigError, UserError
+from evit_mm.predict import load_model
 from evit_runtime.exported import ExportedModel
 from evit_runtime.metadata import Metadata
 from evit_runtime.preprocess import Preprocessing
@@ -116,12 +119,30 @@ def test_flags_that_change_the_model_are_refused(predictor, config_file, shapes,
 
 
 @pytest.mark.slow
-def test_metrics_equal_those_of_pytorch(trained, detection, config_file, shapes, tmp_path):
-    options = dict(data_root=shapes, work_dir=tmp_path, cfg_options=detection)
-    expected = engine.test(config_file, trained.checkpoint, out=tmp_path / 'expected.pkl',
-                           **options)
-    path = export(config_file, trained.checkpoint, out=tmp_path / 'model.onnx',
-                  cfg_options=detection)
+def test_metrics_equal_those_of_pytorch(detection, config_file, shapes, tmp_path):
+    """Every digit: the objects are some of what random weights find, whose scores are no ties."""
+    root = tmp_path / 'data'
+    shutil.copytree(shapes, root)
+    predictor = load_model(load_config(config_file, detection), check=False)
+    sharpen(predictor.module, gain=1.0)
+    checkpoint = tmp_path / 'weights.pth'
+    torch.save({'state_dict': predictor.module.state_dict()}, checkpoint)
+    file = root / 'annotations' / 'instances_val2017.json'
+    content = json.loads(file.read_text())
+    content['annotations'] = []
+    for image in content['images']:
+        result = predictor(root / 'val2017' / image['file_name'])[0]
+        for box, label in list(zip(result.boxes, result.labels, strict=True))[2:30:3]:
+            left, top, right, bottom = map(float, box)
+            sides = [0.9 * (right - left), 0.9 * (bottom - top)]
+            content['annotations'].append(dict(
+                id=len(content['annotations']) + 1, image_id=image['id'], iscrowd=0,
+                category_id=int(label) + 1, bbox=[left, top, *sides], area=sides[0] * sides[1]))
+    file.write_text(json.dumps(content))
+    options = dict(data_root=root, work_dir=tmp_path, cfg_options=detection)
+    expected = engine.test(config_file, checkpoint, out=tmp_path / 'expected.pkl', **options)
+    assert 0.05 < expected['coco/bbox_mAP'] < 0.9
+    path = export(config_file, checkpoint, out=tmp_path / 'model.onnx', cfg_options=detection)
     found = engine.test(config_file, path, out=tmp_path / 'found.pkl', **options)
     assert found == expected
     one, other = (pickle.loads((tmp_path / f'{name}.pkl').read_bytes())
