@@ -303,6 +303,8 @@ class ResumingIterBasedTrainLoop(_ResumingLoop, IterBasedTrainLoop):
         # The workers start only now, with the first batch.
         with _continuing(loader, indices):
             batches = _InfiniteDataloaderIterator(loader)
+            if batches._iterator is None:  # onedl-mmengine's starts with its first batch
+                batches._iterator = iter(loader)
         batches._epoch = passes
         self._workers_have_started()
         if progress is not None:

@@ -27,6 +27,7 @@ from torch.utils.data import (
     Sampler,
 )
 
+from evit_mm.engine import loops
 from evit_mm.engine.loops import (
     ResumingEpochBasedTrainLoop,
     ResumingIterBasedTrainLoop,
@@ -506,3 +507,25 @@ def test_the_swapped_type_is_found_by_its_name(train, dataloader, checkpoint):
                     default_scope='mmdet')
     assert type(resumed.runner.train_loop) is ResumingIterBasedTrainLoop
     assert resumed.batches == whole.batches[4:]
+
+
+def test_an_iterator_that_starts_with_its_first_batch(train, dataloader, checkpoint, monkeypatch):
+    """As that of onedl-mmengine does, whose loop also skips batches by a method of it."""
+    class Lazy(loops._InfiniteDataloaderIterator):
+        def __init__(self, loader):
+            self._dataloader, self._iterator, self._epoch = loader, None, 0
+
+        def __next__(self):
+            if self._iterator is None:
+                self._iterator = iter(self._dataloader)
+            return super().__next__()
+
+    config = dataloader(sampler=dict(type='DefaultSampler'))
+    whole = train(config, 9)
+    monkeypatch.setattr(loops, '_InfiniteDataloaderIterator', Lazy)
+    resumed = train(config, 9, OURS, resume=checkpoint(5))
+    assert resumed.batches == whole.batches[5:]
+
+    batches = loops._Batches(iter(range(5)))
+    batches.skip_iter(2)
+    assert list(batches) == [2, 3, 4]

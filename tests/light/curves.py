@@ -132,7 +132,7 @@ def table(results: Mapping[str, Any]) -> str:
             name, str(result['side']), f'{result["parameters"]:.2f} M',
             f'{result["multiply_adds"] / 1000:.2f} G',
             *(_percent(points[k]['ap'] for points in seeds) for k in range(len(images))),
-            *(_percent(end[key] for end in ends)
+            *(_percent(end[key] for end in ends if key in end)
               for key in ('ap50', 'ap_small', 'ap_recomputed'))])
     rows.insert(1, ['---', *['---:'] * (len(rows[0]) - 1)])
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
@@ -160,6 +160,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 def _percent(shares: Iterable[float]) -> str:
     values = [100 * share for share in shares]
+    if not values:  # of a run before it was measured
+        return ''
     spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
     return f'{np.mean(values):.1f}{spread}'
 

@@ -30,25 +30,22 @@ _GFL = dict(
     loss_bbox=dict(type='GIoULoss', loss_weight=2.0))
 _HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_convs=2)
 
+_SOFT_LABELS = dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13))
+
+
+def _plain(**changes: Any) -> dict[str, Any]:
+    """Return changes of a detector with plain distances and dynamic soft labels."""
+    changes['bbox_head'] = dict(exp_on_reg=False, **changes.get('bbox_head', {}))
+    return dict(train_cfg=_SOFT_LABELS, **changes)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
-    'plain distances': dict(bbox_head=dict(exp_on_reg=False)),
-    'neck: CSP-PAN': dict(neck=dict(
-        _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
-        num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
-    'neck: GhostPAN': dict(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
-    'neck: kernels of 3x3': dict(neck=dict(kernel_size=3)),
-    'levels: 8 to 32': dict(
-        backbone=dict(out_indices=(0, 1)),
-        neck=dict(in_channels=[32, 64, 128]),
-        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32]))),
-    'levels: 8 to 128': dict(
-        neck=dict(num_outs=5),
-        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))),
-    'levels: 16 to 128': dict(
-        backbone=dict(stem_strides=()),
-        neck=dict(in_channels=[64, 128, 192], in_strides=[16, 32, 64], num_outs=4),
-        bbox_head=dict(anchor_generator=dict(strides=[16, 32, 64, 128]))),
+    'assigner: dynamic soft labels': dict(train_cfg=_SOFT_LABELS),
+    'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
+    'assigner: one to one': dict(
+        train_cfg=dict(assigner=dict(topk=1)),
+        test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
     'head: towers of one convolution': dict(bbox_head=dict(stacked_convs=1)),
     'head: objectness': dict(bbox_head=dict(with_objectness=True)),
     'head: GFL with ATSS': dict(
@@ -71,12 +68,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
                        **_HEAD, **_LAYERS),
         train_cfg=dict(
             assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
-    'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
-    'assigner: dynamic soft labels': dict(
-        train_cfg=dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13))),
-    'assigner: one to one': dict(
-        train_cfg=dict(assigner=dict(topk=1)),
-        test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
+    # The necks and the levels were chosen before the distances and the assigner.
+    'plain distances, soft labels': _plain(),
+    'neck: CSP-PAN': _plain(neck=dict(
+        _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
+        num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
+    'neck: GhostPAN': _plain(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
+    'neck: kernels of 3x3': _plain(neck=dict(kernel_size=3)),
+    'levels: 8 to 32': _plain(
+        backbone=dict(out_indices=(0, 1)),
+        neck=dict(in_channels=[32, 64, 128]),
+        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32]))),
+    'levels: 8 to 128': _plain(
+        neck=dict(num_outs=5),
+        bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))),
+    'levels: 16 to 128': _plain(
+        backbone=dict(stem_strides=()),
+        neck=dict(in_channels=[64, 128, 192], in_strides=[16, 32, 64], num_outs=4),
+        bbox_head=dict(anchor_generator=dict(strides=[16, 32, 64, 128]))),
 }
 """The changes of the smallest light detector's config, by name."""
 
