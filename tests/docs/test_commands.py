@@ -113,6 +113,8 @@ def check(command: str, written: set[str]) -> None:
             assert re.search(rf'^{extra} = \[', pyproject, re.M), f'no extra {extra}'
     elif program == 'evit-run':
         evit_runtime.cli.build_parser().parse_args(rest)
+    elif rest[:1] == ['-m'] and rest[1].startswith('light.'):
+        import_module(rest[1]).build_parser().parse_args(rest[2:])
     elif program == 'source':
         assert rest == ['.venv/bin/activate']
     else:

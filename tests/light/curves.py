@@ -49,17 +49,7 @@ OPTIMIZER = dict(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data-root', type=Path, required=True, help='a folder in COCO\'s layout')
-    parser.add_argument('--distinct', type=int, default=16, help='images to train on, the first')
-    parser.add_argument('--images', type=int, default=960, help='images that each detector sees')
-    parser.add_argument('--side', type=int, default=320, help='height and width of the images')
-    parser.add_argument('--unseen', action='store_true', help='evaluate on val2017')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *PEERS],
-                        choices=[*VARIANTS, *SIZES, *PEERS])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = build_parser().parse_args()
     register_all_modules()
     MMLogger.get_current_instance().setLevel('CRITICAL')  # it reports each evaluation
     results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
@@ -73,6 +63,20 @@ def main() -> None:
         write_json(arguments.out, results, indent=1)
     draw(results, arguments.out.with_suffix('.png'))
     print(table(results))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data-root', type=Path, required=True, help='a folder in COCO\'s layout')
+    parser.add_argument('--distinct', type=int, default=16, help='images to train on, the first')
+    parser.add_argument('--images', type=int, default=960, help='images that each detector sees')
+    parser.add_argument('--side', type=int, default=320, help='height and width of the images')
+    parser.add_argument('--unseen', action='store_true', help='evaluate on val2017')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *PEERS],
+                        choices=[*VARIANTS, *SIZES, *PEERS])
+    parser.add_argument('--out', type=Path, default=RESULTS)
+    return parser
 
 
 def cost(name: str, side: int) -> dict[str, float]:

@@ -67,13 +67,7 @@ class GlobalLRASPPHead(LRASPPHead):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data-root', type=Path, required=True, help='with ADE20K\'s folders')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--only', nargs='+', metavar='NAME', choices=[*HEADS, *PEERS],
-                        default=[*HEADS, *PEERS])
-    parser.add_argument('--out', type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = build_parser().parse_args()
     register_all_modules()
     results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for name in arguments.only:
@@ -83,6 +77,16 @@ def main() -> None:
         results[name].setdefault('seeds', {})[str(arguments.seed)] = miou
         write_json(arguments.out, results, indent=1)
     print(table(results))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data-root', type=Path, required=True, help='with ADE20K\'s folders')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--only', nargs='+', metavar='NAME', choices=[*HEADS, *PEERS],
+                        default=[*HEADS, *PEERS])
+    parser.add_argument('--out', type=Path, default=RESULTS)
+    return parser
 
 
 def model_config(name: str) -> ConfigDict:

@@ -24,13 +24,17 @@ TILES_WITH_CROWD = 2  # the remainder by 8 of the indices for which a crowd is d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('out', type=Path)
-    parser.add_argument('--images', type=int, default=2000)
-    arguments = parser.parse_args()
+    arguments = build_parser().parse_args()
     held_out = arguments.images // 5
     for split, count in (('train', arguments.images - held_out), ('val', held_out)):
         write_split(arguments.out, split, count)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--images', type=int, default=2000)
+    return parser
 
 
 def write_split(root: Path, split: str, count: int) -> None:

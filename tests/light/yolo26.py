@@ -1,7 +1,7 @@
 """Time Ultralytics' yolo26n beside exported files of ours, image to boxes, in OpenVINO.
 
     pip install ultralytics
-    python tests/light/yolo26.py model-640.xml [--precision bf16]
+    PYTHONPATH=tests python -m light.yolo26 model-640.xml --precision bf16
 
 Weights of yolo26n are random. Its file is what Ultralytics exports; it suppresses nothing, and gets
 its normalization built in, as ours have it. What is timed starts with an image of the file's size.
@@ -24,13 +24,7 @@ from evit_runtime import load_model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('files', nargs='+', help='exported for the fixed size of --side')
-    parser.add_argument('--side', type=int, default=640)
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32')
-    parser.add_argument('--repeats', type=int, default=30)
-    parser.add_argument('--threads', type=int)
-    arguments = parser.parse_args()
+    arguments = build_parser().parse_args()
     image = drawn_image((arguments.side, arguments.side))
     actions = {'yolo26n': yolo26n(arguments.side, arguments.precision, arguments.threads)}
     for file in arguments.files:
@@ -50,6 +44,16 @@ def main() -> None:
         low, _, high = quantiles(values, n=4)
         print(f'{name}: {median(values):.1f} ms ({low:.1f} to {high:.1f}), '
               f'{median(values) / base:.2f} of yolo26n')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('files', nargs='+', help='exported for the fixed size of --side')
+    parser.add_argument('--side', type=int, default=640)
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32')
+    parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument('--threads', type=int)
+    return parser
 
 
 def yolo26n(side: int, precision: str, threads: int | None) -> Callable[[Any], Any]:
