@@ -31,9 +31,12 @@ NOT_RUN = {
         'export small models and test them',
     r'(PYTHONPATH=tests )?evit-mm benchmark .*--backend':
         'tests/benchmark/test_backends.py times a small model',
-    r'evit-mm (train|test) .*(--(train|val)-ann|--data|--masks) |evit-mm test runs/first/':
-        'tests/engine/test_own_data.py and test_own_label_maps.py train and test with these flags',
-    r'evit-mm (train|test) evit_det_': 'tests/engine/test_light.py trains and tests a small one',
+    r'evit-mm (train|test) .*(--(train|val)-ann|--data) |evit-mm test runs/first/':
+        'tests/engine/test_own_data.py trains and tests with these flags',
+    r'evit-mm (train|test) evit_det_[sml]_coco ':
+        'tests/engine/test_light.py trains and tests a small one',
+    r'PYTHONPATH=tests python -m light\.(curves|segmentors|small_objects) ':
+        'takes many minutes; tests/light tests the functions of these programs',
 }
 
 # Run by `make test`, in the process of the tests.
@@ -48,6 +51,7 @@ SMALL = [
     (r'(/data/)?\bADEChallengeData2016\b', '{ade}'),
     (r'/data/imagenet/val\b|\bcoco_images\b', '{images}'),
     (r'\bCONFIG CHECKPOINT\b', 'configs/upernet_evit_m4_ade20k.py upernet.pth'),
+    (r'\bretinanet_evit_m0_shapes CHECKPOINT\b', 'retinanet_evit_m0_shapes shapes.pth'),
     (r'\bCHECKPOINT\b', 'epoch_12.pth'),
     (r'\biter_160000\b', 'iter_2'),
     (r'(\.(?:py|pth)) 8\b|(--nproc-per-node) 8\b', r'\1\2 2'),  # processes
@@ -138,6 +142,7 @@ WRITES = [
      'work_dirs/retinanet_evit_m4_coco/epoch_12.pth'),
     (r'evit-mm train evit_det_s_shapes .*--work-dir work_dirs/demo',
      'work_dirs/demo/epoch_16.pth'),
+    (r'evit-mm train upernet_evit_m4_ade20k .*--work-dir runs/masks', 'runs/masks/iter_2.pth'),
     (r'evit-mm train upernet_evit_m4_ade20k .*--resume',
      'work_dirs/upernet_evit_m4_ade20k/iter_4.pth'),
     (r'evit-mm train upernet_evit_m4_ade20k ', 'work_dirs/upernet_evit_m4_ade20k/iter_2.pth'),
@@ -154,7 +159,6 @@ WRITES = [
     (r'.*\bdata shapes --out data/shapes', 'data/shapes/coco/val2017/000000000001.jpg'),
     (r'.*--export-arch m4_narrow\.py', 'm4_narrow.py'),
     (r'.*--export-arch configs/m0_narrow\.py', 'configs/m0_narrow.py'),
-    (r'.*analyze(\.py)? proportion --family m0 .*--out (\S+)', r'\2/arch_share_0.27.py'),
     (r'.*analyze(\.py)? (\w+) .*--out (\S+)', r'\3/\2.json'),
     (r'.*analyze(\.py)? (\w+) ', r'work_dirs/analysis/\2/\2.json'),
 ]

@@ -38,7 +38,7 @@ from evit_mm.benchmark.model_factory import build_model
 from evit_mm.checkpoint import address
 from evit_mm.checkpoint.download import cache_path
 from evit_mm.cli.main import main
-from evit_mm.data import generate_ade, generate_coco
+from evit_mm.data import SCENE_CLASSES, generate_ade, generate_coco
 
 # Python code that `make test` runs.
 QUICK_CODE = r'\bconvert_checkpoint\b'
@@ -79,9 +79,9 @@ class Inputs:
         return root
 
     @cached_property
-    def photos(self) -> Path:
+    def labelme(self) -> Path:
         """Images with LabelMe's files next to them."""
-        root = self.folder / 'photos'
+        root = self.folder / 'labelme'
         shutil.copytree(self.shapes / 'coco' / 'train2017', root)
         for image in root.glob('*.jpg'):
             width, height = Image.open(image).size
@@ -91,12 +91,25 @@ class Inputs:
         return root
 
     @cached_property
-    def coco_photos(self) -> Path:
+    def photos(self) -> Path:
         """Images with a COCO file next to them."""
-        root = self.folder / 'coco_photos'
+        root = self.folder / 'photos'
         shutil.copytree(self.shapes / 'coco' / 'train2017', root)
         shutil.copy(self.shapes / 'coco' / 'annotations' / 'instances_train2017.json',
                     root / 'train.json')
+        return root
+
+    @cached_property
+    def label_maps(self) -> Path:
+        """Images, label maps that are numbered from 0 on, and the names of their classes."""
+        root, source = self.folder / 'label_maps', self.shapes / 'ade'
+        shutil.copytree(source / 'images' / 'training', root / 'photos')
+        (root / 'masks').mkdir()
+        for path in (source / 'annotations' / 'training').iterdir():
+            numbers = np.searchsorted([0, *sorted(SCENE_CLASSES)], np.asarray(Image.open(path)))
+            Image.fromarray(numbers.astype(np.uint8)).save(root / 'masks' / path.name)
+        names = ['nothing', *(SCENE_CLASSES[number] for number in sorted(SCENE_CLASSES))]
+        (root / 'classes.txt').write_text('\n'.join(names))
         return root
 
     @cached_property
@@ -159,13 +172,15 @@ class Inputs:
         """Put the files that a command or code names in a folder."""
         files = {
             r'epoch_12\.pth': lambda: self.trained('retinanet_evit_m4_coco'),
+            r'shapes\.pth': lambda: self.trained('retinanet_evit_m0_shapes'),
             r'upernet\.pth': lambda: self.trained('upernet_evit_m4_ade20k'),
             r'efficientvit_m4\.pth': lambda: self.backbone,
             r'model\.safetensors': lambda: self.timm,
             r'image\.jpg': lambda: self.images / 'n00000000' / 'image.jpg',
             r'data/shapes(?=/)': lambda: self.shapes,
-            r'photos(?= |/\*)': lambda: self.photos,
-            r'photos(?=/train\.json)': lambda: self.coco_photos,
+            r'photos(?= |/\*|/train\.json)': lambda: self.photos,
+            r'my_labelme': lambda: self.labelme,
+            r'my(?=/masks)': lambda: self.label_maps,
             r'VOC2007': lambda: self.voc,
             r'my_data\.yaml': lambda: self.yolo}
         for name, make in files.items():
