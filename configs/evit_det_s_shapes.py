@@ -10,13 +10,14 @@ data_root = 'data/shapes/coco/'
 metainfo = dict(
     classes=('circle', 'square', 'triangle', 'star'),
     palette=[(220, 20, 60), (0, 120, 220), (30, 160, 60), (250, 170, 30)])
+image_size = (192, 192)
 max_epochs = 16
 
 model = dict(
     backbone=dict(init_cfg=None),
     bbox_head=dict(num_classes=4))
 
-resize = dict(type='Resize', scale=(192, 192), keep_ratio=True)
+resize = dict(type='Resize', scale=image_size, keep_ratio=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

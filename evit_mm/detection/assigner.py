@@ -14,12 +14,13 @@ __all__ = ['TaskAlignedPointAssigner']
 class TaskAlignedPointAssigner(TaskAlignedAssigner):
     """Task-aligned assignment for heads like RTMDet's, which predict from points.
 
-    Of the ``topk`` points whose predictions have the highest alignment, score ** alpha * overlap **
-    beta, each object gets those within it. MMDetection's own assigner takes boxes as priors, scores
-    after the sigmoid, and leaves the labels to the head; RTMDet's head gives points and logits, and
-    takes ``max_overlaps`` of the result as soft labels and as weights of the boxes. Here they are
-    the alignments, scaled for each object so that the highest one is its highest overlap, and 0
-    elsewhere.
+    The alignment of a prediction with an object is score ** alpha * overlap ** beta. Each object
+    gets those of its ``topk`` best aligned points that lie within it.
+
+    MMDetection's `TaskAlignedAssigner` expects boxes and probabilities, and leaves the labels to
+    the head. RTMDet's head passes points and logits, and uses ``max_overlaps`` of the result as
+    soft labels and as weights of the boxes. Here they are the alignments, scaled for each object so
+    that its highest one equals its highest overlap; background has 0.
 
     Args:
         topk: Candidates of each object.
@@ -30,7 +31,7 @@ class TaskAlignedPointAssigner(TaskAlignedAssigner):
 
     def __init__(self, topk: int = 13, alpha: float = 1.0, beta: float = 6.0,
                  iou_calculator: dict[str, Any] | None = None) -> None:
-        super().__init__(topk, iou_calculator or dict(type='BboxOverlaps2D'))
+        super().__init__(topk, iou_calculator or dict(type='mmdet.BboxOverlaps2D'))
         self.alpha = alpha
         self.beta = beta
 
@@ -45,7 +46,7 @@ class TaskAlignedPointAssigner(TaskAlignedAssigner):
             gt_instances_ignore: Not used.
 
         Returns:
-            AssignResult: With ``gt_inds`` (N,), 0 for background, ``labels`` and ``max_overlaps``
+            AssignResult: Has ``gt_inds`` (N,), 0 for background, ``labels`` and ``max_overlaps``
             (N,), the soft labels.
         """
         points = pred_instances.priors[:, :2]
@@ -56,8 +57,7 @@ class TaskAlignedPointAssigner(TaskAlignedAssigner):
                                 alpha=self.alpha, beta=self.beta)
         assigned = result.gt_inds > 0
         objects = result.gt_inds[assigned] - 1
-        overlaps = self.iou_calculator(boxes.bboxes[assigned], gt_instances.bboxes[objects],
-                                       is_aligned=True)
+        overlaps = result.max_overlaps[assigned]  # with the objects that are assigned
         alignments = result.assign_metrics[assigned]
         highest = [values.new_zeros(len(gt_instances)).scatter_reduce(0, objects, values, 'amax')
                    for values in (alignments, overlaps)]

@@ -179,7 +179,7 @@ def set_image_size(config: Config, size: int) -> None:
 
     Raises:
         UserError: If ``size`` is not positive.
-        ConfigError: If the config has no ``image_size``.
+        ConfigError: If the config has no ``image_size``, or a dataloader is made for another size.
     """
     if size < 1:
         raise UserError(f'--image-size must be at least 1, but is {size}')
@@ -187,7 +187,14 @@ def set_image_size(config: Config, size: int) -> None:
         raise ConfigError('--image-size needs a config whose pipelines follow from one size, with '
                           'image_size=(width, height) in it: change the sizes in the pipelines of '
                           'this one with --cfg-options')
-    ratio = size / max(config.image_size)
+    own = tuple(config.image_size)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        sizes = set(_sizes(config.get(key)))
+        if sizes and own not in sizes:  # inherited, under pipelines of another config
+            raise ConfigError(f'--image-size: image_size is {own} in the config, but the pipelines '
+                              f'of its {key} have {", ".join(map(str, sorted(sizes)))}: set '
+                              'image_size to the size that they are made for')
+    ratio = size / max(own)
 
     def scaled(part: Any, key: str | None = None) -> Any:
         if isinstance(part, Mapping):
@@ -203,6 +210,20 @@ def set_image_size(config: Config, size: int) -> None:
             config[key] = scaled(config[key])
     if config.model.get('data_preprocessor'):
         config.model.data_preprocessor = scaled(config.model.data_preprocessor)
+
+
+def _sizes(part: Any) -> Iterator[tuple[int, int]]:
+    """Yield the widths and heights that steps of pipelines have anywhere in a part of a config."""
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if key in _SIZES and isinstance(value, list | tuple) and len(value) == 2 and all(
+                    isinstance(side, int) for side in value):
+                yield value[0], value[1]
+            else:
+                yield from _sizes(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _sizes(value)
 
 
 def leaf_datasets(part: Any) -> Iterator[Any]:

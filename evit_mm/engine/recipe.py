@@ -117,6 +117,10 @@ def fit_recipe(config: Config, images: int, flags: RecipeFlags, options: Iterabl
         length = max(min(old, _MOST_PASSES), math.ceil(_LEAST_ITERATIONS / steps))
     else:
         length = max(_LEAST_ITERATIONS, min(old, _MOST_PASSES * steps))
+    if length < old and not (flags.epochs or flags.iters):
+        unit = 'epochs' if by_epoch else 'iterations'
+        _log(f'the config\'s {old} {unit} are shortened to {length}, as these are few images: '
+             f'--{unit.replace("iterations", "iters")} {old} keeps them')
     iterations = length * steps if by_epoch else length
     _set_length(config, length, iterations, options)
     interval = math.ceil(length / _MOST_VALIDATIONS)

@@ -205,6 +205,21 @@ def test_image_size_reaches_every_pipeline():
     assert (mixup.ratio_range, mixup.pad_val) == ((1.0, 1.0), (114, 114, 114))
 
 
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_image_size_that_belongs_to_other_pipelines(split):
+    config = configure.load_config('evit_det_s_coco')
+    config[f'{split}_dataloader'].dataset.pipeline = [dict(type='Resize', scale=(640, 640))]
+    with pytest.raises(ConfigError, match=rf'\(416, 416\).*{split}_dataloader have \(640, 640\)'):
+        configure.set_image_size(config, 320)
+
+
+def test_image_size_of_the_demo():
+    config = configure.load_config('evit_det_s_shapes')
+    configure.set_image_size(config, 320)
+    assert config.train_dataloader.dataset.pipeline[2].scale == (320, 320)
+    assert config.test_dataloader.dataset.pipeline[1].scale == (320, 320)
+
+
 def test_image_size_of_a_config_without_one():
     config = configure.load_config('retinanet_evit_m0_coco')
     with pytest.raises(ConfigError, match='image_size=.*--cfg-options'):

@@ -68,16 +68,19 @@ def test_any_number_of_images(name, images):
     assert found[-1] <= 0.11 * full  # the rate falls before the end
 
 
-def test_a_long_training_is_shortened_unless_its_length_is_given():
+def test_a_long_training_is_shortened_unless_its_length_is_given(capsys):
     config = packaged('evit_det_s_coco')  # 300 epochs, in batches of 32 images
     own, given, option = deepcopy(config), deepcopy(config), deepcopy(config)
     fit_recipe(own, 3200, RecipeFlags())
+    sentence = 'the config\'s 300 epochs are shortened to 100'
+    assert sentence in capsys.readouterr().out
     fit_recipe(given, 3200, RecipeFlags(epochs=300))
     fit_recipe(option, 3200, RecipeFlags(), ['train_cfg.max_epochs'])
     assert own.train_cfg.max_epochs == 100
     switch = next(hook for hook in own.custom_hooks if 'switch_epoch' in hook)
     assert switch['switch_epoch'] == 93  # the last fifteenth is without mosaic and mixup
     assert given.train_cfg.max_epochs == option.train_cfg.max_epochs == 300
+    assert sentence not in capsys.readouterr().out
 
 
 def test_the_steps_of_the_schedule_stay_at_their_shares():

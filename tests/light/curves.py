@@ -33,6 +33,7 @@ from mmengine.registry import DATASETS, MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from evit_mm.benchmark.tables import format_table
 from evit_mm.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -128,18 +129,18 @@ def table(results: Mapping[str, Any]) -> str:
     """
     runs = [list(result['seeds'].values()) for result in results.values()]
     images = [point['images'] for point in runs[0][0]]
-    rows = [['', 'image side', 'parameters', 'multiply-adds',
-             *(f'AP at {count}' for count in images), 'AP50', 'AP small', 'AP, BN anew']]
+    header = ['', 'image side', 'parameters', 'multiply-adds',
+              *(f'AP at {count}' for count in images), 'AP50', 'AP small', 'AP, BN anew']
+    rows = []
     for (name, result), seeds in zip(results.items(), runs, strict=True):
         ends = [points[-1] for points in seeds]
         rows.append([
             name, str(result['side']), f'{result["parameters"]:.2f} M',
             f'{result["multiply_adds"] / 1000:.2f} G',
-            *(_percent(points[k]['ap'] for points in seeds) for k in range(len(images))),
-            *(_percent(end[key] for end in ends if key in end)
+            *(spread(100 * points[k]['ap'] for points in seeds) for k in range(len(images))),
+            *(spread(100 * end[key] for end in ends if key in end)
               for key in ('ap50', 'ap_small', 'ap_recomputed'))])
-    rows.insert(1, ['---', *['---:'] * (len(rows[0]) - 1)])
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return format_table(header, rows)
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -162,12 +163,13 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _percent(shares: Iterable[float]) -> str:
-    values = [100 * share for share in shares]
-    if not values:  # of a run before it was measured
+def spread(values: Iterable[float]) -> str:
+    """Format the mean of several seeds with the lowest and the highest; '' of none."""
+    values = list(values)
+    if not values:
         return ''
-    spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
-    return f'{np.mean(values):.1f}{spread}'
+    ends = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
+    return f'{np.mean(values):.1f}{ends}'
 
 
 def dataset(root: Path, distinct: int | None, *, side: int, split: str = 'train',

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from light.curves import spread
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evit_mm import train
+from evit_mm.benchmark.tables import format_table
 from evit_mm.engine.config import load_config
 from evit_mm.files import write_json
 
@@ -132,14 +134,9 @@ def unseen_miou(model: ConfigDict, root: Path, seed: int) -> float:
 
 def table(results: Mapping[str, Any]) -> str:
     """Return the results as a table in Markdown, with the lowest and highest of several seeds."""
-    rows = [['', 'parameters', 'multiply-adds', 'mIoU'], ['---', '---:', '---:', '---:']]
-    for name, result in results.items():
-        values = list(result['seeds'].values())
-        spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
-        rows.append([name, f'{result["parameters"]:.2f} M',
-                     f'{result["multiply_adds"] / 1000:.2f} G',
-                     f'{sum(values) / len(values):.1f}{spread}'])
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return format_table(['', 'parameters', 'multiply-adds', 'mIoU'], [
+        [name, f'{result["parameters"]:.2f} M', f'{result["multiply_adds"] / 1000:.2f} G',
+         spread(result['seeds'].values())] for name, result in results.items()])
 
 
 if __name__ == '__main__':

@@ -8,17 +8,17 @@ its normalization built in, as ours have it. What is timed starts with an image 
 """
 
 import argparse
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
-from time import perf_counter
+from statistics import median
 from typing import Any
 
 import numpy as np
 import openvino
+import torch
 
+from evit_mm.benchmark.timing import Stopwatch, quartiles, take_turns
 from evit_mm.deployment.export.verify import drawn_image
 from evit_runtime import load_model
 
@@ -29,21 +29,16 @@ def main() -> None:
     actions = {'yolo26n': yolo26n(arguments.side, arguments.precision, arguments.threads)}
     for file in arguments.files:
         actions[file] = ours(file, arguments.precision, arguments.threads)
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    turns = [name for name in actions for _ in range(arguments.repeats)]
-    random.Random(0).shuffle(turns)
-    for action in actions.values():
-        action(image)
-    for name in turns:
-        actions[name](image)  # the threads of another runtime may still spin
-        start = perf_counter()
-        actions[name](image)
-        times[name].append(1000 * (perf_counter() - start))
-    base = median(times['yolo26n'])
+    timings = take_turns(
+        # The first is not reported: threads of another runtime may still spin.
+        {name: {'settle': lambda image, action=action: (action(image), image)[1],
+                'predict': action} for name, action in actions.items()},
+        dict.fromkeys(actions, image), Stopwatch(torch.device('cpu')), repeats=arguments.repeats)
+    times = {name: timing.steps['predict'] for name, timing in timings.items()}
     for name, values in times.items():
-        low, _, high = quantiles(values, n=4)
+        low, high = quartiles(values)
         print(f'{name}: {median(values):.1f} ms ({low:.1f} to {high:.1f}), '
-              f'{median(values) / base:.2f} of yolo26n')
+              f'{median(values) / median(times["yolo26n"]):.2f} of yolo26n')
 
 
 def build_parser() -> argparse.ArgumentParser:
