@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.cuda,
               pytest.mark.filterwarnings('ignore:__floordiv__', 'ignore:torch.meshgrid')]
 
 HEIGHT, WIDTH = 128, 192
-DETECTORS = ('retinanet_evit_m0_coco', 'mask_rcnn_evit_m0_coco')
-SEGMENTORS = ('upernet_evit_m0_ade20k', 'semantic_fpn_evit_m0_ade20k')
+DETECTORS = ('retinanet_evit_m0_coco', 'mask_rcnn_evit_m0_coco', 'evit_det_s_coco')
+SEGMENTORS = ('upernet_evit_m0_ade20k', 'semantic_fpn_evit_m0_ade20k', 'evit_seg_s_ade20k')
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def main() -> None:
         results.setdefault(name, {}).update(cost(name, arguments.side))
         points = curve(name, arguments.data_root, distinct=arguments.distinct,
                        images=arguments.images, side=arguments.side, unseen=arguments.unseen,
-                       seed=arguments.seed)
+                       seed=arguments.seed, device=arguments.device)
         results[name].setdefault('seeds', {})[str(arguments.seed)] = points
         print(name, json.dumps(results[name]), flush=True)
         write_json(arguments.out, results, indent=1)
@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--side', type=int, default=320, help='height and width of the images')
     parser.add_argument('--unseen', action='store_true', help='evaluate on val2017')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *PEERS],
                         choices=[*VARIANTS, *SIZES, *PEERS])
     parser.add_argument('--out', type=Path, default=RESULTS)
@@ -91,7 +92,7 @@ def cost(name: str, side: int) -> dict[str, float]:
 
 
 def curve(name: str, root: Path, *, distinct: int, images: int, side: int = 320,
-          unseen: bool = False, seed: int = 0) -> list[dict[str, float]]:
+          unseen: bool = False, seed: int = 0, device: str = 'cpu') -> list[dict[str, float]]:
     """Train a detector, and return its loss and average precisions after parts of the training."""
     random.seed(seed)
     np.random.seed(seed)
@@ -101,6 +102,7 @@ def curve(name: str, root: Path, *, distinct: int, images: int, side: int = 320,
                     dataset(root, distinct, side=side))
     model: Any = MODELS.build(variant_config(name, len(trained_on.metainfo['classes'])))
     model.init_weights()
+    model.to(device)
     optimizer = build_optim_wrapper(model, OPTIMIZER)
     steps = images // BATCH
     stops = {round(share * steps) for share in SHARES}

@@ -7,6 +7,7 @@ Four fifths are for training. The files have COCO's layout and names.
 
 import argparse
 import itertools
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def write_split(root: Path, split: str, count: int) -> None:
     """Write the images of a split, and their annotations."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number in range(count):
-        name = coco_image(split, number)
-        picture, instances = draw(split, number)
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(root / name), picture)
-        images.append(dict(id=number + 1, file_name=Path(name).name,
-                           height=GRID * TILE, width=GRID * TILE))
-        for instance in instances:
-            annotations.append(coco_annotation(instance, number + 1, len(annotations) + 1))
+    (root / coco_image(split, 0)).parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as processes:
+        annotations = [each for annotations in processes.map(
+            write_image, *zip(*((root, split, number) for number in range(count)), strict=True),
+            chunksize=8) for each in annotations]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation['id'] = number
+    images = [dict(id=number + 1, file_name=Path(coco_image(split, number)).name,
+                   height=GRID * TILE, width=GRID * TILE) for number in range(count)]
     categories = [dict(id=k, name=name) for k, name in enumerate(SHAPE_CLASSES, start=1)]
     path = root / coco_annotations(split)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, dict(images=images, annotations=annotations, categories=categories))
+
+
+def write_image(root: Path, split: str, number: int) -> list[dict[str, Any]]:
+    """Draw and write one image, and return its annotations, whose ids are not set yet."""
+    picture, instances = draw(split, number)
+    cv2.imwrite(str(root / coco_image(split, number)), picture)
+    return [coco_annotation(instance, number + 1, 0) for instance in instances]
 
 
 def draw(split: str, number: int) -> tuple[NDArray[np.uint8], list[Instance]]:

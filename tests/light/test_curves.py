@@ -44,12 +44,14 @@ def test_every_variant_learns_and_predicts(name):
 
 
 def test_cost_of_a_variant():
+    with pytest.raises(ValueError, match='none of the variants'):
+        cost('as confgured', 320)
     assert cost('as configured', 320) == dict(side=320, parameters=2.373, multiply_adds=254.0)
 
 
 @pytest.mark.slow
 def test_a_curve(coco_mini):
-    points = curve('plain distances', coco_mini, distinct=4, images=16, seed=0)
+    points = curve('plain distances, soft labels', coco_mini, distinct=4, images=16, seed=0)
     assert [point['images'] for point in points] == [4, 8, 16]
     assert all(point['loss'] > 0 and 0 <= point['ap_recomputed'] <= 1 for point in points)
 

@@ -33,12 +33,6 @@ _HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_c
 _SOFT_LABELS = dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13))
 
 
-def _plain(**changes: Any) -> dict[str, Any]:
-    """Return changes of a detector with plain distances and dynamic soft labels."""
-    changes['bbox_head'] = dict(exp_on_reg=False, **changes.get('bbox_head', {}))
-    return dict(train_cfg=_SOFT_LABELS, **changes)
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
     'assigner: dynamic soft labels': dict(train_cfg=_SOFT_LABELS),
@@ -48,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
     'head: towers of one convolution': dict(bbox_head=dict(stacked_convs=1)),
     'head: objectness': dict(bbox_head=dict(with_objectness=True)),
+    'head: group normalisation': dict(
+        bbox_head=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=16))),
     'head: GFL with ATSS': dict(
         type='GFL',
         bbox_head=dict(_delete_=True, type='SeparableGFLHead',
@@ -68,21 +64,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
                        **_HEAD, **_LAYERS),
         train_cfg=dict(
             assigner=dict(_delete_=True, type='SimOTAAssigner', center_radius=2.5))),
-    # The necks and the levels were chosen before the distances and the assigner.
-    'plain distances, soft labels': _plain(),
-    'neck: CSP-PAN': _plain(neck=dict(
+    'plain distances, soft labels': dict(
+        train_cfg=_SOFT_LABELS, bbox_head=dict(exp_on_reg=False)),
+    'neck: CSP-PAN': dict(neck=dict(
         _delete_=True, type='CSPNeXtPAFPN', in_channels=[32, 64, 128, 192], out_channels=_WIDTH,
         num_csp_blocks=1, use_depthwise=True, **_LAYERS)),
-    'neck: GhostPAN': _plain(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
-    'neck: kernels of 3x3': _plain(neck=dict(kernel_size=3)),
-    'levels: 8 to 32': _plain(
+    'neck: GhostPAN': dict(neck=dict(type='GhostPAN', act_cfg=dict(type='HSwish'))),
+    'neck: kernels of 3x3': dict(neck=dict(kernel_size=3)),
+    'levels: 8 to 32': dict(
         backbone=dict(out_indices=(0, 1)),
         neck=dict(in_channels=[32, 64, 128]),
         bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32]))),
-    'levels: 8 to 128': _plain(
+    'levels: 8 to 128': dict(
         neck=dict(num_outs=5),
         bbox_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))),
-    'levels: 16 to 128': _plain(
+    'levels: 16 to 128': dict(
         backbone=dict(stem_strides=()),
         neck=dict(in_channels=[64, 128, 192], in_strides=[16, 32, 64], num_outs=4),
         bbox_head=dict(anchor_generator=dict(strides=[16, 32, 64, 128]))),
@@ -97,6 +93,8 @@ PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
 
 def variant_config(name: str, classes: int = 80) -> ConfigDict:
     """Return the config of the model of a variant, size or peer, which loads no weights."""
+    if name not in {**VARIANTS, **SIZES, **PEERS}:
+        raise ValueError(f'{name!r} is none of the variants, sizes and peers')
     config = get_config(PEERS[name]) if name in PEERS else load_config(
         SIZES.get(name, 'evit_det_s_coco'))
     model: Any = config.model
