@@ -37,7 +37,7 @@ NOT_RUN = {
         'tests/engine/test_light.py trains and tests a small one',
     r'PYTHONPATH=tests python -m light\.(curves|segmentors|small_objects) ':
         'takes many minutes; tests/light tests the functions of these programs',
-    r'PYTHONPATH=tests python -m light\.yolo26 ': 'needs ultralytics',
+    r'PYTHONPATH=tests python -m light\.times ': 'needs ultralytics',
 }
 
 # Run by `make test`, in the process of the tests.

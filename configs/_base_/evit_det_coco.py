@@ -37,6 +37,7 @@ model = dict(
         num_classes=80,
         stacked_convs=2,
         use_depthwise=True,
+        with_objectness=False,
         share_conv=False,  # depthwise-separable towers of this head can't share
         exp_on_reg=True,  # boxes start as large as a stride: without it, they start empty
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32, 64]),

@@ -7,7 +7,7 @@ import light.nanodet  # noqa: F401  (registers GhostPAN)
 # isort: split
 import torch
 from mmcv.cnn import DepthwiseSeparableConvModule, Scale
-from mmdet.models.dense_heads import GFLHead
+from mmdet.models.dense_heads import GFLHead, RTMDetSepBNHead
 from mmdet.models.task_modules.assigners import AssignResult, ATSSAssigner
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import ConfigDict
@@ -16,7 +16,7 @@ from torch import nn
 
 from evit_mm.engine.config import load_config
 
-__all__ = ['PEERS', 'SIZES', 'VARIANTS', 'ATSSOfPoints', 'SeparableGFLHead',
+__all__ = ['PEERS', 'SIZES', 'VARIANTS', 'ATSSOfPoints', 'OneTowerHead', 'SeparableGFLHead',
            'variant_config']
 
 _WIDTH = 64
@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
     'head: towers of one convolution': dict(bbox_head=dict(stacked_convs=1)),
+    'head: one tower': dict(bbox_head=dict(type='OneTowerHead')),
     'head: objectness': dict(bbox_head=dict(with_objectness=True)),
     'head: group normalisation': dict(
         bbox_head=dict(norm_cfg=dict(_delete_=True, type='GN', num_groups=16))),
@@ -128,6 +129,26 @@ class SeparableGFLHead(GFLHead):
         self.gfl_cls = nn.Conv2d(self.feat_channels, self.cls_out_channels, 1)
         self.gfl_reg = nn.Conv2d(self.feat_channels, 4 * (self.reg_max + 1), 1)
         self.scales = nn.ModuleList(Scale(1.0) for _ in self.prior_generator.strides)
+
+
+@MODELS.register_module()
+class OneTowerHead(RTMDetSepBNHead):
+    """RTMDet's head whose classes and boxes are predicted from the same maps."""
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        del self.reg_convs
+
+    def forward(self, feats: Any) -> tuple[Any, Any]:
+        """Map features to scores and to distances in pixels, for each level."""
+        scores, distances = [], []
+        for level, x in enumerate(feats):
+            for layer in self.cls_convs[level]:
+                x = layer(x)
+            scores.append(self.rtm_cls[level](x))
+            distances.append(self.rtm_reg[level](x).exp() *
+                             self.prior_generator.strides[level][0])
+        return tuple(scores), tuple(distances)
 
 
 @TASK_UTILS.register_module()

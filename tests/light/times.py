@@ -1,10 +1,12 @@
-"""Time Ultralytics' yolo26n beside exported files of ours, image to boxes, in OpenVINO.
+"""Time exported detectors beside each other, and beside Ultralytics' yolo26n, in OpenVINO.
 
+    PYTHONPATH=tests python -m light.times yolox-416.xml ours-320.xml --precision bf16
     pip install ultralytics
-    PYTHONPATH=tests python -m light.yolo26 model-640.xml --precision bf16
+    PYTHONPATH=tests python -m light.times yolo26n ours-640.xml
 
-Weights of yolo26n are random. Its file is what Ultralytics exports; it suppresses nothing, and gets
-its normalization built in, as ours have it. What is timed starts with an image of the file's size.
+Each runs from an image of its own size to its boxes, in turns; ratios are to the first one. Weights
+of yolo26n are random. Its file is what Ultralytics exports; it suppresses nothing, and gets its
+normalization built in, as ours have it.
 """
 
 import argparse
@@ -25,30 +27,45 @@ from evit_runtime import load_model
 
 def main() -> None:
     arguments = build_parser().parse_args()
-    image = drawn_image((arguments.side, arguments.side))
-    actions = {'yolo26n': yolo26n(arguments.side, arguments.precision, arguments.threads)}
-    for file in arguments.files:
-        actions[file] = ours(file, arguments.precision, arguments.threads)
+    actions, images = {}, {}
+    for name in arguments.models:
+        actions[name], side = build(name, arguments.precision, arguments.threads, arguments.side)
+        images[name] = drawn_image(side)
     timings = take_turns(
         # The first is not reported: threads of another runtime may still spin.
         {name: {'settle': lambda image, action=action: (action(image), image)[1],
                 'predict': action} for name, action in actions.items()},
-        dict.fromkeys(actions, image), Stopwatch(torch.device('cpu')), repeats=arguments.repeats)
+        images, Stopwatch(torch.device('cpu')), repeats=arguments.repeats)
     times = {name: timing.steps['predict'] for name, timing in timings.items()}
+    first = arguments.models[0]
     for name, values in times.items():
         low, high = quartiles(values)
         print(f'{name}: {median(values):.1f} ms ({low:.1f} to {high:.1f}), '
-              f'{median(values) / median(times["yolo26n"]):.2f} of yolo26n')
+              f'{median(values) / median(times[first]):.2f} of {first}')
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('files', nargs='+', help='exported for the fixed size of --side')
-    parser.add_argument('--side', type=int, default=640)
+    parser.add_argument('models', nargs='+', metavar='MODEL',
+                        help='a file exported for images of a fixed size, or yolo26n')
+    parser.add_argument('--side', type=int, default=640, help='of the images of yolo26n')
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32')
     parser.add_argument('--repeats', type=int, default=30)
     parser.add_argument('--threads', type=int)
     return parser
+
+
+def build(name: str, precision: str, threads: int | None,
+          side: int) -> tuple[Callable[[Any], Any], tuple[int, int]]:
+    """Return what runs a model on an image (H, W, 3), uint8, and the height and width of it."""
+    if name == 'yolo26n':
+        return yolo26n(side, precision, threads), (side, side)
+    model = load_model(name, 'openvino', threads=threads,
+                       precision=precision if precision != 'fp32' else None)
+    size = model.metadata.preprocessing.size
+    if size is None:
+        raise SystemExit(f'error: {name} takes images of any size: export it with --size')
+    return lambda image: model([image]), size
 
 
 def yolo26n(side: int, precision: str, threads: int | None) -> Callable[[Any], Any]:
@@ -82,13 +99,6 @@ def yolo26n(side: int, precision: str, threads: int | None) -> Callable[[Any], A
 
     assert np.shape(run(np.zeros((side, side, 3), np.uint8)))[1] == 6
     return run
-
-
-def ours(file: str, precision: str, threads: int | None) -> Callable[[Any], Any]:
-    """Return what runs a file of ours on an image (H, W, 3), uint8."""
-    model = load_model(file, 'openvino', threads=threads,
-                       precision=precision if precision != 'fp32' else None)
-    return lambda image: model([image])
 
 
 if __name__ == '__main__':
