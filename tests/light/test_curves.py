@@ -56,6 +56,17 @@ def test_a_curve(coco_mini):
     assert all(point['loss'] > 0 and 0 <= point['ap_recomputed'] <= 1 for point in points)
 
 
+@pytest.mark.parametrize('name', ['as configured', *SIZES])
+def test_the_detectors_are_what_the_page_says(name):
+    model = MODELS.build(variant_config(name))
+    head = model.bbox_head
+    assert type(head).__name__ == 'RTMDetSepBNHead'
+    assert head.use_depthwise and head.exp_on_reg and not head.with_objectness
+    assert type(head.assigner).__name__ == 'TaskAlignedPointAssigner'
+    assert model.neck.top_down_convs[0].depthwise.conv.kernel_size == (5, 5)
+    assert head.prior_generator.strides == [(8, 8), (16, 16), (32, 32), (64, 64)]
+
+
 def test_recomputed_statistics_are_those_of_the_images(coco_mini):
     model = MODELS.build(variant_config('as configured'))
     images = dataset(coco_mini, 4, side=320)
