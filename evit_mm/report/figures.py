@@ -170,24 +170,30 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
 
     counts: npt.NDArray[Any] = np.asarray(evaluation.confusion)
     totals = counts.sum(1, keepdims=True)
-    parts = np.divide(counts, totals, out=np.full(counts.shape, math.nan), where=totals > 0)
+    percent = 100 * np.divide(counts, totals, out=np.full(counts.shape, math.nan),
+                              where=totals > 0)
     names = [_plain(name) for name in evaluation.classes]
     rows, columns = list(names), list(names)
     if len(counts) > len(names):
         rows.append('(background)')
         columns.append('(missed)')
-    side = min(max(4.0, 1.2 + 0.33 * len(rows)), 24.0)
-    size = 7 if len(rows) <= 60 else 4
+    numbered = len(names) <= _MOST_NUMBERS
+    # Inches from a row to the next, for a number or for a name, and the size of the names.
+    pitch, size = (0.33, 7) if numbered else (0.09, 5)
+    side = min(max(4.0, 1.2 + pitch * len(rows)), 16.0)
+    # A name at each row that has room for it.
+    named = range(0, len(rows), math.ceil(pitch * len(rows) / side))
     with drawing(path, width=side + 1.2, height=side + 0.6) as figure:
         axes = figure.add_subplot()
-        picture = axes.imshow(parts, cmap='Blues', vmin=0, vmax=1)
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(rows)), rows, fontsize=size)
-        if len(names) <= _MOST_NUMBERS:
-            for (row, column), part in np.ndenumerate(parts):
+        picture = axes.imshow(percent, cmap='Blues', vmin=0, vmax=100,
+                              interpolation='nearest')
+        axes.set_xticks(named, [columns[k] for k in named], rotation=90, fontsize=size)
+        axes.set_yticks(named, [rows[k] for k in named], fontsize=size)
+        if numbered:
+            for (row, column), value in np.ndenumerate(percent):
                 if counts[row, column]:
-                    axes.text(column, row, f'{100 * part:.0f}', ha='center', va='center',
-                              fontsize=7, color='white' if part > 0.6 else 'black')
+                    axes.text(column, row, f'{value:.0f}', ha='center', va='center',
+                              fontsize=7, color='white' if value > 60 else 'black')
         axes.set(xlabel='predicted', ylabel='true', title='confusion in percent of each row\n'
                  + evaluation.confusion_title)
         figure.colorbar(picture, ax=axes, shrink=0.6)
