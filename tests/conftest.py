@@ -1,5 +1,6 @@
 """Fixtures that tests in several folders share."""
 
+import gc
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption('--device') == 'cuda' and not torch.cuda.is_available():
         raise pytest.UsageError('--device cuda: torch finds no CUDA card')
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of later collections: mmengine collects for each dataset."""
+    gc.collect()
+    gc.freeze()
 
 
 def _shared(*parts: str) -> Path:
