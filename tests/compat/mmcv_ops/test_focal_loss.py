@@ -150,6 +150,8 @@ def test_focal_loss_weight_leaves_background_alone(device):
 
 
 def test_focal_loss_rejects_an_index_beyond_background(device):
+    if COMPILED and device == 'cpu':
+        pytest.skip('the compiled mmcv has no kernel of it for a CPU')
     logits = torch.zeros(2, 3, device=device)
     target = torch.tensor([0, 4], device=device)
     with pytest.raises((ValueError, RuntimeError), match='target') as info:
