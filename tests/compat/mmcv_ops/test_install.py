@@ -37,7 +37,6 @@ def write_mmcv(folder, extension):
         (package / '_ext.py').write_text('')
 
 
-@pytest.mark.compiled_mmcv
 @pytest.mark.skipif(not COMPILED, reason='mmcv is installed without its compiled operators')
 def test_a_compiled_extension_is_in_use_and_stays():
     extension = importlib.import_module('mmcv._ext')
