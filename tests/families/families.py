@@ -67,12 +67,14 @@ SPECIAL = {
     'mmdet/dino': _MANY_QUERIES,
     'mmdet/guided_anchoring': _with_name('ga-faster-rcnn_r50_fpn_1x_coco'),
     'mmdet/hrnet': _with_name('faster-rcnn_hrnetv2p-w18-1x_coco'),
-    'mmdet/lad': Special('the teacher\'s weights are not needed', changes={'teacher_ckpt': None}),
+    'mmdet/lad': Special('needs the package scikit-learn; the teacher\'s weights are not needed',
+                         changes={'teacher_ckpt': None}),
     'mmdet/ld': Special(
         'the teacher is named by a path, and its weights are not needed',
         changes={'teacher_ckpt': None, 'teacher_config': 'gfl/gfl_r50_fpn_1x_coco.py'}),
     'mmdet/nas_fcos': Special('torch refuses the eps=0 of the present backbone\'s BN',
                               changes={'backbone.norm_cfg.eps': 1e-5}),
+    'mmdet/paa': Special('needs the package scikit-learn'),
     'mmdet/pvt': _with_name('retinanet_pvtv2-b0_fpn_1x_coco'),
     'mmdet/queryinst': Special(
         'boxes are clipped, because those of random weights leave the image',
@@ -151,8 +153,6 @@ NOT_APPLICABLE = {
 
 # Known errors, as patterns of their messages, and what to tell about them.
 FAILURES: dict[str, tuple[str, str]] = {
-    'mmdet/lad': ('install sklearn', 'needs the package scikit-learn; works with it'),
-    'mmdet/paa': ('install sklearn', 'needs the package scikit-learn; works with it'),
     'mmdet/ssd': ('no attribute \'loss_cls\'', 'a mistake of MMDetection with any backbone, its '
                   'issue 11780'),
     'mmseg/cgnet': ('index 255 is out of bounds',
