@@ -56,6 +56,7 @@ PEERS = {
     'SegFormer-B0': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     'STDC1': 'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py',
     'SegNeXt-T': 'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py',
+    'BiSeNetV2': 'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py',
 }
 
 
