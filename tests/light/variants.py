@@ -17,7 +17,7 @@ from torch import nn
 from evit_mm.engine.config import load_config
 
 __all__ = ['PEERS', 'SIZES', 'VARIANTS', 'ATSSOfPoints', 'OneTowerHead', 'SeparableGFLHead',
-           'variant_config']
+           'UnevenTowersHead', 'variant_config']
 
 _WIDTH = 64
 _STRIDES = [8, 16, 32, 64]
@@ -41,6 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         train_cfg=dict(assigner=dict(topk=1)),
         test_cfg=dict(nms=dict(iou_threshold=1.0))),  # nothing is suppressed
     'head: towers of one convolution': dict(bbox_head=dict(stacked_convs=1)),
+    'head: class tower of one convolution': dict(
+        bbox_head=dict(type='UnevenTowersHead', class_convs=1)),
+    'head: box tower of one convolution': dict(
+        bbox_head=dict(type='UnevenTowersHead', box_convs=1)),
     'head: one tower': dict(bbox_head=dict(type='OneTowerHead')),
     'head: objectness': dict(bbox_head=dict(with_objectness=True)),
     'head: group normalisation': dict(
@@ -149,6 +153,22 @@ class OneTowerHead(RTMDetSepBNHead):
             distances.append(self.rtm_reg[level](x).exp() *
                              self.prior_generator.strides[level][0])
         return tuple(scores), tuple(distances)
+
+
+@MODELS.register_module()
+class UnevenTowersHead(RTMDetSepBNHead):
+    """RTMDet's head with towers of different lengths for classes and boxes."""
+
+    def __init__(self, *arguments: Any, class_convs: int = 2, box_convs: int = 2,
+                 **options: Any) -> None:
+        self.lengths = class_convs, box_convs
+        super().__init__(*arguments, **options)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        for towers, length in zip((self.cls_convs, self.reg_convs), self.lengths, strict=True):
+            for tower in towers:
+                del tower[length:]
 
 
 @TASK_UTILS.register_module()
