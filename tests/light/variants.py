@@ -168,6 +168,7 @@ class UnevenTowersHead(RTMDetSepBNHead):
         super()._init_layers()
         for towers, length in zip((self.cls_convs, self.reg_convs), self.lengths, strict=True):
             for tower in towers:
+                assert length <= len(tower), f'{length} is more than stacked_convs={len(tower)}'
                 del tower[length:]
 
 

@@ -104,6 +104,18 @@ def test_confusion_is_in_percent_of_the_true_class(background, tmp_path, drawn):
     assert labels == ['cat', 'dog', '(missed)' if background else 'cow']
 
 
+@pytest.mark.parametrize('count', [20, 21, 150, 400])
+def test_names_are_beside_their_rows_and_columns(count, tmp_path, drawn):
+    names = [f'class {k}' for k in range(count)]
+    draw_confusion(Evaluation(names, {}, confusion=np.eye(count + 1)), tmp_path / 'confusion.png')
+    axes = drawn[0].axes[0]
+    for axis, last in ((axes.xaxis, '(missed)'), (axes.yaxis, '(background)')):
+        labels = {int(place): label.get_text() for place, label in
+                  zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)}
+        assert all(name == [*names, last][place] for place, name in labels.items())
+        assert len(labels) == count + 1 if count < 160 else len(labels) > 100
+
+
 def test_many_classes(tmp_path):
     names = [f'class {k}' for k in range(90)]
     evaluation = Evaluation(names, {}, confusion=np.eye(91),
