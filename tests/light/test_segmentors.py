@@ -1,10 +1,12 @@
 """The comparison of the light segmentors' heads: each learns, and the page has its figures."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
 from light.segmentors import HEADS, PEERS, RESULTS, cost, model_config, table
+from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -12,8 +14,10 @@ from mmseg.utils import register_all_modules
 
 
 @pytest.fixture(autouse=True)
-def _registered() -> None:
+def _registered() -> Iterator[None]:
     register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
 
 
 @pytest.mark.slow
