@@ -49,11 +49,10 @@ class SeparableConv(nn.Module):
 class LCPAN(BaseModule):
     """Path aggregation from coarse to fine and back, by separable convolutions of one width.
 
-    Pointwise convolutions bring all maps to one width. From coarse to fine, each map is
-    concatenated with the coarser one, enlarged to its size, and a separable convolution merges the
-    two. From fine to coarse, each is concatenated with the finer one, halved by a separable
-    convolution of stride 2, and merged again. Each level beyond the inputs is the sum of two halved
-    maps: the coarsest one before both passes, and the coarsest output.
+    Pointwise convolutions bring all maps to one width. From coarse to fine, each map is merged with
+    the coarser one, enlarged to its size. From fine to coarse, each is merged with the finer one,
+    halved by a separable convolution of stride 2. Each level beyond the inputs is the sum of two
+    halved maps: the coarsest one before both passes, and the coarsest output.
 
     Args:
         in_channels: Channels of the input maps, finest first.
@@ -62,6 +61,8 @@ class LCPAN(BaseModule):
             default there are none.
         in_strides: Strides of the input maps, finest first; by default 8, 16, ...
         kernel_size: Side of the depthwise kernels; odd.
+        merge: How two maps become one: ``'concat'``, as in the paper, by a separable convolution of
+            both; ``'sum'``, for fewer operations, by their sum plus a separable convolution of it.
         norm_cfg: The normalisation, in mmcv's form.
         act_cfg: The activation, in mmcv's form.
         init_cfg: As in mmengine. By default convolutions start as PyTorch's do.
@@ -79,6 +80,7 @@ class LCPAN(BaseModule):
                  num_outs: int | None = None,
                  in_strides: Sequence[int] | None = None,
                  kernel_size: int = 5,
+                 merge: str = 'concat',
                  norm_cfg: dict | None = None,
                  act_cfg: dict | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
@@ -92,6 +94,7 @@ class LCPAN(BaseModule):
         self.num_outs = num_inputs if num_outs is None else num_outs
         self.in_strides = tuple(in_strides) if in_strides is not None else tuple(
             8 * 2 ** level for level in range(num_inputs))
+        self.merge = merge
         self._check_arguments(kernel_size)
         self.out_strides = tuple(
             self.in_strides[0] * 2 ** level for level in range(self.num_outs))
@@ -108,9 +111,10 @@ class LCPAN(BaseModule):
             ConvNorm(channels, out_channels, norm_cfg=norm_cfg) for channels in self.in_channels)
         self.activation = build_activation_layer(act_cfg)
         # All are numbered from fine to coarse.
-        self.top_down_convs = separable_convs(num_inputs - 1, 2 * out_channels)
+        merged_channels = 2 * out_channels if merge == 'concat' else out_channels
+        self.top_down_convs = separable_convs(num_inputs - 1, merged_channels)
         self.halving_convs = separable_convs(num_inputs - 1, out_channels, stride=2)
-        self.bottom_up_convs = separable_convs(num_inputs - 1, 2 * out_channels)
+        self.bottom_up_convs = separable_convs(num_inputs - 1, merged_channels)
         num_extra = self.num_outs - num_inputs
         self.extra_lateral_convs = separable_convs(num_extra, out_channels, stride=2)
         self.extra_convs = separable_convs(num_extra, out_channels, stride=2)
@@ -135,15 +139,21 @@ class LCPAN(BaseModule):
         coarsest = maps[-1]
         for level in reversed(range(len(maps) - 1)):
             enlarged = F.interpolate(maps[level + 1], size=maps[level].shape[2:])
-            maps[level] = self.top_down_convs[level](torch.cat((maps[level], enlarged), dim=1))
+            maps[level] = self._merge(maps[level], enlarged, self.top_down_convs[level])
         for level in range(len(maps) - 1):
             halved = self.halving_convs[level](maps[level])
-            maps[level + 1] = self.bottom_up_convs[level](
-                torch.cat((maps[level + 1], halved), dim=1))
+            maps[level + 1] = self._merge(maps[level + 1], halved, self.bottom_up_convs[level])
         for lateral_conv, conv in zip(self.extra_lateral_convs, self.extra_convs, strict=True):
             coarsest = lateral_conv(coarsest)
             maps.append(coarsest + conv(maps[-1]))
         return tuple(maps)
+
+    def _merge(self, x: Tensor, other: Tensor, conv: nn.Module) -> Tensor:
+        """Merge two maps of one size by a convolution."""
+        if self.merge == 'concat':
+            return conv(torch.cat((x, other), dim=1))
+        x = x + other
+        return x + conv(x)
 
     def _check_arguments(self, kernel_size: int) -> None:
         if self.out_channels < 1:
@@ -153,6 +163,8 @@ class LCPAN(BaseModule):
                               f'{len(self.in_channels)} input maps')
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(f'LCPAN: kernel_size={kernel_size} must be odd and positive')
+        if self.merge not in ('concat', 'sum'):
+            raise ConfigError(f"LCPAN: merge={self.merge!r} must be 'concat' or 'sum'")
         if len(self.in_strides) != len(self.in_channels) or any(
                 coarse != 2 * fine for fine, coarse in pairwise(self.in_strides)):
             raise ConfigError(f'LCPAN: in_strides={self.in_strides} must double from each of the '

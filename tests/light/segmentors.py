@@ -53,6 +53,7 @@ HEADS: dict[str, dict[str, Any]] = {
 """The changes of the smallest light segmentor's config, by name."""
 
 PEERS = {
+    'PIDNet-S': 'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py',
     'SegFormer-B0': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     'STDC1': 'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py',
     'SegNeXt-T': 'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py',
@@ -104,10 +105,17 @@ def model_config(name: str) -> ConfigDict:
         for part in ('backbone_cfg', 'pretrain'):
             if isinstance(model.backbone.get(part), dict):
                 model.backbone[part].init_cfg = None
+        for loss in _losses(model.decode_head):
+            loss.pop('class_weight', None)  # of Cityscapes' classes
     model.auxiliary_head = None
     model.decode_head.num_classes = 150
     model.test_cfg = dict(mode='whole')
     return model
+
+
+def _losses(head: Any) -> list[Any]:
+    losses = head.get('loss_decode', [])
+    return losses if isinstance(losses, list) else [losses]
 
 
 def cost(model: ConfigDict) -> dict[str, float]:
@@ -126,6 +134,9 @@ def unseen_miou(model: ConfigDict, root: Path, seed: int) -> float:
     preprocessor = config.model.data_preprocessor
     config.model = model
     config.model.data_preprocessor = preprocessor
+    if model.decode_head.type == 'PIDHead':  # learns the borders of regions as well
+        pipeline = config.train_dataloader.dataset.pipeline
+        pipeline.insert(-1, dict(type='GenerateEdge', edge_width=4))
     with tempfile.TemporaryDirectory() as folder:
         train(config, work_dir=folder, data_root=root, seed=seed)
         logs = [json.loads(line) for file in Path(folder).rglob('scalars.json')

@@ -25,7 +25,8 @@ def _registered() -> Iterator[None]:
 def test_every_head_learns(name):
     model = MODELS.build(model_config(name))
     model.init_weights()
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 128, 128))))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 128, 128))),
+                             gt_edge_map=PixelData(data=torch.randint(0, 2, (1, 128, 128))))
                for _ in range(2)]
     losses = model.train()(torch.randn(2, 3, 128, 128), samples, mode='loss')
     total, _ = model.parse_losses(losses)

@@ -30,11 +30,13 @@ _GFL = dict(
     loss_bbox=dict(type='GIoULoss', loss_weight=2.0))
 _HEAD = dict(num_classes=80, in_channels=_WIDTH, feat_channels=_WIDTH, stacked_convs=2)
 
+_CONCATENATED = dict(neck=dict(merge='concat'))
 _SOFT_LABELS = dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner', topk=13))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
+    'neck: LCPAN': _CONCATENATED,
     'assigner: dynamic soft labels': dict(train_cfg=_SOFT_LABELS),
     'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
     'assigner: one to one': dict(
@@ -88,7 +90,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         neck=dict(in_channels=[64, 128, 192], in_strides=[16, 32, 64], num_outs=4),
         bbox_head=dict(anchor_generator=dict(strides=[16, 32, 64, 128]))),
 }
-"""The changes of the smallest light detector's config, by name."""
+"""The changes of the smallest light detector's config, by name.
+
+All but the first have a neck that concatenates maps, unless they replace it.
+"""
 
 SIZES = {'evit_det_m': 'evit_det_m_coco', 'evit_det_l': 'evit_det_l_coco'}
 PEERS = {'YOLOX-nano': 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py',
@@ -106,7 +111,8 @@ def variant_config(name: str, classes: int = 80) -> ConfigDict:
     model.backbone.init_cfg = None
     model.pop('use_syncbn', None)
     model.data_preprocessor.pop('batch_augments', None)
-    if name in VARIANTS:
+    if VARIANTS.get(name):
+        model.merge(_CONCATENATED)
         model.merge(VARIANTS[name])
     elif name.endswith('exponentials'):
         model.bbox_head.exp_on_reg = True

@@ -16,9 +16,10 @@ def maps(*sizes, channels=CHANNELS):
     return [torch.randn(2, c, h, w) for c, (h, w) in zip(channels, sizes, strict=True)]
 
 
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
 @pytest.mark.parametrize('outs', [None, 4, 5, 6])
-def test_levels_and_strides(outs):
-    neck = LCPAN(CHANNELS, 12, num_outs=outs)
+def test_levels_and_strides(outs, merge):
+    neck = LCPAN(CHANNELS, 12, num_outs=outs, merge=merge)
     levels = neck(maps((13, 19), (7, 10), (4, 5), (2, 3)))
     sizes = [(13, 19), (7, 10), (4, 5), (2, 3), (1, 2), (1, 1)][:outs or 4]
     assert [tuple(level.shape) for level in levels] == [(2, 12, *size) for size in sizes]
@@ -59,17 +60,31 @@ def test_both_passes_by_hand():
     assert levels[2].flatten().tolist() == pytest.approx([10 + 20], rel=1e-3)
 
 
+def test_merging_by_sums_by_hand():
+    fine, coarse = torch.arange(9.).view(1, 1, 3, 3), torch.tensor([[[[10., 20.], [30., 40.]]]])
+    with torch.no_grad():
+        levels = identity_neck(num_outs=3, merge='sum')([fine, coarse])
+    # A convolution that copies doubles each sum: here those of `test_both_passes_by_hand`.
+    assert levels[0].flatten().tolist() == pytest.approx(
+        [20, 22, 44, 26, 28, 50, 72, 74, 96], rel=1e-3)
+    assert levels[1].flatten().tolist() == pytest.approx(
+        [2 * (10 + 20), 2 * (20 + 44), 2 * (30 + 72), 2 * (40 + 96)], rel=1e-3)
+    assert levels[2].flatten().tolist() == pytest.approx([10 + 60], rel=1e-3)
+
+
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
 @pytest.mark.parametrize('part', ['lateral_convs', 'top_down_convs', 'halving_convs',
                                   'bottom_up_convs', 'extra_lateral_convs', 'extra_convs'])
-def test_every_convolution_learns(part):
-    neck = LCPAN(CHANNELS, 12, num_outs=5).train()
+def test_every_convolution_learns(part, merge):
+    neck = LCPAN(CHANNELS, 12, num_outs=5, merge=merge).train()
     sum(level.square().sum() for level in neck(maps((16, 16), (8, 8), (4, 4), (2, 2)))).backward()
     parameters = list(getattr(neck, part).parameters())
     assert parameters and all(parameter.grad.abs().sum() > 0 for parameter in parameters)
 
 
-def test_deployed_neck_computes_the_same():
-    neck = randomize(LCPAN(CHANNELS, 12, num_outs=5)).eval()
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
+def test_deployed_neck_computes_the_same(merge):
+    neck = randomize(LCPAN(CHANNELS, 12, num_outs=5, merge=merge)).eval()
     inputs = maps((13, 19), (7, 10), (4, 5), (2, 3))
     with torch.no_grad():
         expected = neck(inputs)
@@ -78,18 +93,20 @@ def test_deployed_neck_computes_the_same():
         assert relative_error(deployed(inputs), expected) < 1e-5
 
 
-def test_cost_by_hand():
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
+def test_cost_by_hand(merge):
     """Pointwise and depthwise convolutions, counted level by level."""
     width, sizes = 12, (16, 8, 4)
-    neck = LCPAN((6, 8, 10), width, num_outs=4).eval()
+    merged = 2 * width if merge == 'concat' else width
+    neck = LCPAN((6, 8, 10), width, num_outs=4, merge=merge).eval()
 
     def separable(channels, side):
         return side ** 2 * channels * (5 * 5 + width)
 
     expected = sum(side ** 2 * channels * width
                    for side, channels in zip(sizes, (6, 8, 10), strict=True))
-    expected += separable(2 * width, 16) + separable(2 * width, 8)
-    expected += sum(separable(width, side) + separable(2 * width, side) for side in (8, 4))
+    expected += separable(merged, 16) + separable(merged, 8)
+    expected += sum(separable(width, side) + separable(merged, side) for side in (8, 4))
     expected += 2 * separable(width, 2)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         neck([torch.randn(1, channels, side, side)
@@ -103,6 +120,7 @@ def test_cost_by_hand():
     (dict(out_channels=0), 'out_channels=0 must be positive'),
     (dict(num_outs=2), 'num_outs=2 is less than the 4 input maps'),
     (dict(kernel_size=4), 'kernel_size=4 must be odd'),
+    (dict(merge='add'), "merge='add' must be 'concat' or 'sum'"),
     (dict(in_strides=[8, 16]), r'in_strides=\(8, 16\) must double .* 4 input maps'),
     (dict(in_strides=[4, 16, 32, 64]), 'in_strides=.* must double'),
 ])
