@@ -52,7 +52,7 @@ model = dict(
         pos_weight=-1,
         debug=False),
     test_cfg=dict(
-        nms_pre=300,  # more at each level change no AP, even of crowded objects
+        nms_pre=300,
         min_bbox_size=0,
         score_thr=0.01,
         nms=dict(type='nms', iou_threshold=0.6),

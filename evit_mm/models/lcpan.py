@@ -150,6 +150,9 @@ class LCPAN(BaseModule):
 
     def _merge(self, x: Tensor, other: Tensor, conv: nn.Module) -> Tensor:
         """Merge two maps of one size by a convolution."""
+        if x.shape != other.shape:
+            raise ConfigError(f'LCPAN: an input map of {tuple(x.shape[2:])} rows and columns must '
+                              f'be half of the finer one, rounded up: {tuple(other.shape[2:])}')
         if self.merge == 'concat':
             return conv(torch.cat((x, other), dim=1))
         x = x + other

@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--unseen', action='store_true', help='evaluate on val2017')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
-    parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *PEERS],
+    parser.add_argument('--only', nargs='+', metavar='NAME', default=[*VARIANTS, *SIZES, *PEERS],
                         choices=[*VARIANTS, *SIZES, *PEERS])
     parser.add_argument('--out', type=Path, default=RESULTS)
     return parser

@@ -82,6 +82,7 @@ class GhostPAN(LCPAN):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, **arguments: Any) -> None:
         super().__init__(in_channels, out_channels, **dict(act_cfg=_ACTIVATION) | arguments)
+        assert self.merge == 'concat', 'ghost bottlenecks merge concatenated maps'
         for convs in (self.top_down_convs, self.bottom_up_convs):
             for level in range(len(convs)):
                 convs[level] = GhostBottleneck(2 * out_channels, out_channels)

@@ -43,6 +43,13 @@ def test_every_variant_learns_and_predicts(name):
     assert len(results) == 2 and hasattr(results[0].pred_instances, 'scores')
 
 
+def test_necks_of_the_variants():
+    """All but the configured one concatenate maps, unless they have another neck."""
+    merges = {name: variant_config(name).neck.get('merge') for name in VARIANTS}
+    assert merges.pop('as configured') == 'sum' and merges.pop('neck: CSP-PAN') is None
+    assert set(merges.values()) == {'concat'}
+
+
 def test_cost_of_a_variant():
     with pytest.raises(ValueError, match='none of the variants'):
         cost('as confgured', 320)
@@ -90,6 +97,8 @@ def test_the_page_has_the_recorded_figures(repository):
         results = json.loads(file.read_text())
         assert results.keys() <= {*VARIANTS, *SIZES, *PEERS}
         assert table(results) in page, file
+        for name in {'as configured', *SIZES} & results.keys():
+            assert results[name] == results[name] | cost(name, results[name]['side']), file
 
 
 def test_a_table_and_a_figure(tmp_path):

@@ -36,7 +36,7 @@ _SOFT_LABELS = dict(assigner=dict(_delete_=True, type='DynamicSoftLabelAssigner'
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'as configured': {},
-    'neck: LCPAN': _CONCATENATED,
+    'neck: concatenation': _CONCATENATED,
     'assigner: dynamic soft labels': dict(train_cfg=_SOFT_LABELS),
     'assigner: ATSS': dict(train_cfg=dict(assigner=dict(_delete_=True, type='ATSSOfPoints'))),
     'assigner: one to one': dict(

@@ -1,5 +1,7 @@
 """The light neck: its levels, its sums by hand, and what does not fit."""
 
+import re
+
 import pytest
 import torch
 from random_models import randomize, relative_error
@@ -26,10 +28,11 @@ def test_levels_and_strides(outs, merge):
     assert neck.out_strides == tuple(8 * 2 ** level for level in range(outs or 4))
 
 
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
 @pytest.mark.parametrize('height,width', [(64, 64), (97, 130), (1, 1), (416, 33)])
-def test_any_image_behind_the_backbone(height, width):
+def test_any_image_behind_the_backbone(height, width, merge):
     backbone = EfficientViT('m0', stem_strides=(8,)).eval()
-    neck = LCPAN(backbone.out_channels, 16, num_outs=5).eval()
+    neck = LCPAN(backbone.out_channels, 16, num_outs=5, merge=merge).eval()
     with torch.no_grad():
         levels = neck(backbone(torch.randn(1, 3, height, width)))
     assert [level.shape[2:] for level in levels] == [
@@ -64,7 +67,7 @@ def test_merging_by_sums_by_hand():
     fine, coarse = torch.arange(9.).view(1, 1, 3, 3), torch.tensor([[[[10., 20.], [30., 40.]]]])
     with torch.no_grad():
         levels = identity_neck(num_outs=3, merge='sum')([fine, coarse])
-    # A convolution that copies doubles each sum: here those of `test_both_passes_by_hand`.
+    # A convolution that copies doubles each sum. The first are those of `test_both_passes_by_hand`.
     assert levels[0].flatten().tolist() == pytest.approx(
         [20, 22, 44, 26, 28, 50, 72, 74, 96], rel=1e-3)
     assert levels[1].flatten().tolist() == pytest.approx(
@@ -127,6 +130,15 @@ def test_cost_by_hand(merge):
 def test_what_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=f'LCPAN: .*{message}'):
         LCPAN(**dict(in_channels=CHANNELS) | arguments)
+
+
+@pytest.mark.parametrize('merge', ['concat', 'sum'])
+@pytest.mark.parametrize('coarse', [(1, 1), (3, 4), (4, 3)])
+def test_a_map_that_is_not_half_of_the_finer_one(merge, coarse):
+    neck = LCPAN((6, 8), 12, merge=merge)
+    with pytest.raises(ConfigError, match=rf'{re.escape(str(coarse))} rows and columns must be '
+                       r'half of the finer one, rounded up: \(3, 3\)'):
+        neck(maps((5, 6), coarse, channels=(6, 8)))
 
 
 def test_other_channels_than_it_was_built_for():
