@@ -19,9 +19,10 @@ from ..data.image_paths import common_folder
 from ..errors import ConfigError, UserError, one_line
 from ..models import EfficientViT
 
-__all__ = ['TRACKERS', 'add_test_time_augmentation', 'add_trackers', 'draw_predictions',
-           'draw_validations', 'find_config', 'leaf_datasets', 'load_config', 'set_data_root',
-           'set_from_scratch', 'set_image_size', 'use_amp', 'without_pretrained_weights']
+__all__ = ['TRACKERS', 'adapted_folder', 'add_test_time_augmentation', 'add_trackers',
+           'draw_predictions', 'draw_validations', 'find_config', 'leaf_datasets', 'load_config',
+           'set_data_root', 'set_from_scratch', 'set_image_size', 'use_amp',
+           'without_pretrained_weights']
 
 TRACKERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend',
             'mlflow': 'MLflowVisBackend'}
@@ -224,6 +225,15 @@ def _sizes(part: Any) -> Iterator[tuple[int, int]]:
     elif isinstance(part, list | tuple):
         for value in part:
             yield from _sizes(value)
+
+
+def adapted_folder(config: Config, name: str, *, training: bool) -> Path:
+    """Return the folder for what a run adapts of its data, such as repaired annotations.
+
+    The config that a training left in its work dir names such files. A test writes its own to
+    another folder, so that it never replaces them.
+    """
+    return Path(config.work_dir, *([] if training else ['test']), name)
 
 
 def leaf_datasets(part: Any) -> Iterator[Any]:

@@ -4,13 +4,15 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-__all__ = ['ConciseRunner', 'hide_iterations', 'show_everything']
+__all__ = ['ConciseRunner', 'TestRunner', 'hide_iterations', 'show_everything']
 
 _MOST_LINES = 5  # of a message
 # What mmengine logs of single iterations; the line after a validation or test has no time left.
@@ -41,6 +43,17 @@ class ConciseRunner(Runner):
         if isinstance(visualizer, Mapping):
             visualizer = dict(visualizer, name=self.experiment_name)
         return super().build_visualizer(visualizer)
+
+
+class TestRunner(ConciseRunner):
+    """A runner that tests, and leaves the config of the training in its work dir as it is."""
+
+    __test__ = False  # not a test of pytest's, in spite of its name
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config beside the log of the test."""
+        self.cfg.dump(str(Path(self.log_dir, Path(self.cfg.filename or 'config.py').name)))
 
 
 def show_everything(logger: logging.Logger) -> None:

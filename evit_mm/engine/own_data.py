@@ -25,7 +25,7 @@ from ..data.image_folder import base_name, find_image_folder
 from ..errors import ConfigError, UserError
 from ..files import write_json
 from . import preflight
-from .config import leaf_datasets
+from .config import adapted_folder, leaf_datasets
 
 __all__ = ['OwnData', 'set_class_count', 'use_own_data']
 
@@ -103,7 +103,7 @@ def use_own_data(config: Config, own: OwnData, *, training: bool,
     """
     _check_config(config, training)
     _check_flags(own, training)
-    folder = Path(config.work_dir) / 'annotations'
+    folder = adapted_folder(config, 'annotations', training=training)
     if own.data is not None:
         splits = _read_yolo(Path(own.data).expanduser(), training, folder)
     else:

@@ -31,7 +31,7 @@ from ..data.label_map_files import (
 )
 from ..errors import ConfigError, UserError
 from ..files import read_lines, write_atomically
-from .config import leaf_datasets
+from .config import adapted_folder, leaf_datasets
 
 __all__ = ['OwnLabelMaps', 'set_class_count', 'use_label_maps']
 
@@ -249,7 +249,7 @@ def _set_datasets(config: Config, splits: Mapping[str, _Split], numbering: _Numb
                   zero_is_unlabelled: bool, training: bool) -> None:
     """Put the label maps in the place of a config's datasets."""
     metainfo = dict(classes=tuple(numbering.classes), palette=class_colours(len(numbering.classes)))
-    folder = Path(config.work_dir) / 'label_maps'
+    folder = adapted_folder(config, 'label_maps', training=training)
     for name, split in splits.items():
         new: dict[str, Any] = dict(
             type=_DATASET, metainfo=metainfo, reduce_zero_label=zero_is_unlabelled,

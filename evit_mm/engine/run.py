@@ -20,7 +20,7 @@ from ..errors import ConfigError, LostProcessError, UserError, translate_errors
 from ..files import locked_folder
 from . import config as configure
 from . import preflight
-from .console import ConciseRunner
+from .console import ConciseRunner, TestRunner
 from .evaluation import evaluate_by_class
 from .exported import (
     ExportedPredictor,
@@ -429,7 +429,9 @@ def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runne
         **tolerated: Arguments of `PreflightHook` that let a run go on.
     """
     checks = _take_preflight(config, tolerated)
-    checks.check_config(config, splits, repaired=Path(config.work_dir) / 'annotations')
+    training = 'train' in splits
+    checks.check_config(config, splits, repaired=configure.adapted_folder(
+        config, 'annotations', training=training))
     scope = config.get('default_scope')
     types = [str(dataset.get('type')) for split in splits
              for dataset in configure.leaf_datasets(config[f'{split}_dataloader'])]
@@ -439,7 +441,8 @@ def _build_runner(config: Config, splits: list[str], **tolerated: bool) -> Runne
         from ..segmentation import check_while_loading  # mmdet's configs do without mmseg
 
         check_while_loading(config)
-    runner = RUNNERS.build(config) if 'runner_type' in config else ConciseRunner.from_cfg(config)
+    runner_class = ConciseRunner if training else TestRunner
+    runner = RUNNERS.build(config) if 'runner_type' in config else runner_class.from_cfg(config)
     runner.register_hook(checks)
     runner.register_hook(ReportHook())
     checks.check(runner, splits)

@@ -291,9 +291,22 @@ def test_a_whole_run_and_what_it_writes(tiny, config_file, tmp_path, capsys):
                    early_stopping=3, from_checkpoint=best, **options)
     written = Config.fromfile(second / 'retinanet_evit_m0_shapes.py')
     assert written.load_from == str(best) and written.model.bbox_head.num_classes == 3
-    metrics = test(config_file, second / 'epoch_1.pth', val_ann=path, work_dir=tmp_path / 'three',
-                   **options)
+    files = {file: file.read_bytes() for file in [
+        second / 'retinanet_evit_m0_shapes.py', *(second / 'annotations').iterdir()]}
+    assert len(files) > 1
+    # A test in the work dir of the training, of data that have to be adapted.
+    incomplete = annotations(10)
+    for entry in incomplete['annotations']:
+        del entry['area'], entry['iscrowd']
+    other = write(tmp_path / 'b', incomplete)
+    metrics = test(second / 'retinanet_evit_m0_shapes.py', second / 'epoch_1.pth', val_ann=other,
+                   cfg_options={'model.test_cfg.max_per_img': 7})
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
+    assert {file: file.read_bytes() for file in files} == files
+    assert {*(second / 'annotations').iterdir()} < {*files}
+    assert list((second / 'test' / 'annotations').iterdir())
+    of_test, = second.glob('*/retinanet_evit_m0_shapes.py')
+    assert Config.fromfile(of_test).model.test_cfg.max_per_img == 7
     assert 'test: ' in capsys.readouterr().out
     for conflict in (dict(data_root=tmp_path), dict(resume=True, from_checkpoint=best)):
         with pytest.raises(UserError, match='leave one of them out|choose one'):
