@@ -89,7 +89,7 @@ def small_model(name: str, config: Config | None = None) -> TorchModel:
     assert isinstance(predictor, TorchModel)
     # Heads on top of others magnify the rounding of those below, and more so with large weights.
     # With sums in the neck, these would lead to scores that all are 1.
-    sharpen(predictor.module, gain=1.0 if name in (*TWO_STAGE, 'evit_det') else 1.5)
+    sharpen(predictor.module, gain=1.0 if name in (*TWO_STAGE, 'evit_det', 'yolox') else 1.5)
     return predictor
 
 
