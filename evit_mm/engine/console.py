@@ -46,7 +46,7 @@ class ConciseRunner(Runner):
 
 
 class TestRunner(ConciseRunner):
-    """A runner that tests, and leaves the config of the training in its work dir as it is."""
+    """A runner for tests, which doesn't replace the config that a training left in the work dir."""
 
     __test__ = False  # not a test of pytest's, in spite of its name
 
